@@ -1,0 +1,2 @@
+// SPDX-License-Identifier: GPL-2.0-only OR MIT
+//! What KVM's events are made of, and what their values mean.

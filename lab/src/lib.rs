@@ -1,0 +1,1 @@
+//! Emulated hosts, and guests that know which VM exits they caused.

@@ -1,0 +1,2 @@
+//! `cargo xtask`: the developer commands of this repository.
+fn main() {}
