@@ -1,1 +1,5 @@
+// SPDX-License-Identifier: MIT
 //! Emulated hosts, and guests that know which VM exits they caused.
+
+pub mod binaries;
+pub mod host;

@@ -1,0 +1,192 @@
+// SPDX-License-Identifier: MIT
+//! Runs an emulator from power-on to power-off: collects its console, passes live output on, enforces the time limit.
+
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, PipeReader, PipeWriter, Read, Write};
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use nix::sys::prctl;
+use nix::sys::signal::Signal;
+
+use super::job;
+
+/// What differs between emulated hosts.
+pub trait Emulator: std::fmt::Debug {
+    /// The vendor's half of KVM, by module name.
+    fn kvm_module(&self) -> &'static str;
+    /// Modules needed to reach [`Emulator::result_device`].
+    fn device_modules(&self) -> &'static [&'static str];
+    /// What its kernels must have on their command line.
+    fn kernel_parameters(&self) -> String;
+    /// The name, inside, of the raw disk behind [`Boot::result`].
+    fn result_device(&self) -> &'static str;
+    /// The emulator's command line. Its standard input and output shall be the first serial line.
+    ///
+    /// # Errors
+    /// If the emulator is not installed; the message says how to install it.
+    fn command(&self, boot: &Boot) -> Result<Command>;
+}
+
+/// What an emulator is given to boot.
+#[derive(Debug)]
+pub struct Boot<'a> {
+    /// The kernel, a bzImage.
+    pub vmlinuz: &'a Path,
+    /// Its command line.
+    pub kernel_line: &'a str,
+    /// The initramfs.
+    pub initramfs: &'a File,
+    /// The sparse image of the disk that takes the answer.
+    pub result: &'a File,
+    /// Where the bytes of the second and third serial line go; empty if the run is not live.
+    pub live: &'a [PipeWriter],
+}
+
+/// How a machine's life went.
+#[derive(Debug)]
+pub(super) struct Life {
+    /// All that the first serial line carried, with plain line ends.
+    pub console: String,
+    /// From power-on until user space was ready, if it ever was.
+    pub boot_time: Option<Duration>,
+    /// The time limit passed, and init was told to stop.
+    pub stopped: bool,
+    /// It did not power off even after that.
+    pub killed: bool,
+}
+
+/// How long init has, after it was told to stop, to write down what was done so far.
+const GRACE: Duration = Duration::from_secs(15);
+
+/// The emulator; it dies with this value, and with this process.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // Both fail only if it has ended and been waited for already.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Runs the machine until it powers off or `time_limit` passes.
+///
+/// # Errors
+/// If the emulator cannot be started, or fails by itself.
+pub(super) fn run(emulator: &dyn Emulator, boot: Boot, live: bool, time_limit: Duration) -> Result<Life> {
+    let mut writers = Vec::new();
+    let mut copiers = Vec::new();
+    if live {
+        for target in [Target::Stdout, Target::Stderr] {
+            let (reader, writer) = io::pipe()?;
+            writers.push(writer);
+            copiers.push(thread::spawn(move || copy_live(reader, target)));
+        }
+    }
+    let mut command = emulator.command(&Boot { live: &writers, ..boot })?;
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    // SAFETY: prctl(2) is async-signal-safe and the closure allocates nothing.
+    unsafe { command.pre_exec(|| Ok(prctl::set_pdeathsig(Signal::SIGKILL)?)) };
+    let program = command.get_program().to_string_lossy().into_owned();
+    let start = Instant::now();
+    let mut running = Running(command.spawn().with_context(|| format!("cannot start {program}"))?);
+    let mut stdin = running.0.stdin.take().context("the emulator has no input")?;
+    let stdout = running.0.stdout.take().context("the emulator has no output")?;
+    let mut stderr = running.0.stderr.take().context("the emulator has no error output")?;
+
+    let complaints = thread::spawn(move || {
+        let mut text = Vec::new();
+        // What was read before an error is all there is to show.
+        let _ = stderr.read_to_end(&mut text);
+        String::from_utf8_lossy(&text).trim().to_owned()
+    });
+    let (sender, lines) = mpsc::channel();
+    thread::spawn(move || {
+        let mut reader = BufReader::new(stdout);
+        let mut line = Vec::new();
+        while reader.read_until(b'\n', &mut line).is_ok_and(|count| count > 0) {
+            let text = String::from_utf8_lossy(&line).trim_end_matches(['\r', '\n']).to_owned();
+            if sender.send(text).is_err() {
+                break;
+            }
+            line.clear();
+        }
+    });
+
+    let mut life = Life { console: String::new(), boot_time: None, stopped: false, killed: false };
+    let mut deadline = start + time_limit;
+    loop {
+        match lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+            Ok(line) => {
+                if line.contains(job::READY) {
+                    life.boot_time.get_or_insert(start.elapsed());
+                }
+                life.console.push_str(&line);
+                life.console.push('\n');
+            }
+            Err(RecvTimeoutError::Timeout) if !life.stopped => {
+                life.stopped = true;
+                deadline = Instant::now() + GRACE;
+                // If the emulator has just ended, the next receive says so.
+                let _ = writeln!(stdin, "{}", job::STOP);
+            }
+            Err(RecvTimeoutError::Timeout) => {
+                life.killed = true;
+                break;
+            }
+            Err(RecvTimeoutError::Disconnected) => break,
+        }
+    }
+    if life.killed {
+        running.0.kill().context("cannot end the emulator")?;
+    }
+    let status = running.0.wait().context("cannot wait for the emulator")?;
+    // The copiers read to the end of what was written: the emulator has closed its ends, these are the last.
+    drop(writers);
+    for copier in copiers {
+        copier.join().expect("copying does not panic");
+    }
+    let complaints = complaints.join().expect("reading does not panic");
+    anyhow::ensure!(
+        life.killed || status.success(),
+        "{program} failed ({status}): {complaints}\n{}",
+        tail(&life.console)
+    );
+    Ok(life)
+}
+
+enum Target {
+    Stdout,
+    Stderr,
+}
+
+/// Passes on what the machine writes until it is off. The rest is dropped if nobody wants it any more (a closed pipe):
+/// the machine must not block, and everything is in the outcome anyway.
+fn copy_live(mut reader: PipeReader, target: Target) {
+    let mut buffer = [0; 4096];
+    while let Ok(count) = reader.read(&mut buffer) {
+        let bytes = &buffer[..count];
+        let _ = match target {
+            _ if count == 0 => break,
+            Target::Stdout => io::stdout().write_all(bytes).and_then(|()| io::stdout().flush()),
+            Target::Stderr => io::stderr().write_all(bytes),
+        };
+    }
+}
+
+/// The last lines of a console, to be shown with an error.
+pub(super) fn tail(console: &str) -> String {
+    const LINES: usize = 30;
+    let lines: Vec<_> = console.lines().collect();
+    let shown = &lines[lines.len().saturating_sub(LINES)..];
+    if shown.is_empty() {
+        return "(the console stayed empty)".to_owned();
+    }
+    format!("the last lines of its console:\n  {}", shown.join("\n  "))
+}
