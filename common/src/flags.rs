@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only OR MIT
-//! What SVM and VMX report in the same form: page-fault error codes, vectors, event information, register numbers.
+//! What SVM and VMX report in the same form: page-fault error codes, vectors, event information, port accesses.
 //!
 //! Flags print as their names joined by `|`; bits without a name follow as one hexadecimal number; no bit is `0`.
 
@@ -116,12 +116,6 @@ pub const fn exception_name(vector: u8) -> Option<&'static str> {
     })
 }
 
-/// General-purpose registers by the number that exit information, ModRM bytes and `vcpu->arch.regs[]` use.
-pub const GPR_NAMES: [&str; 16] = [
-    "rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", "r8", "r9", "r10", "r11", "r12", "r13", "r14",
-    "r15",
-];
-
 /// What kind of event an [`EventInfo`] describes. `EVENT_TYPE_*` in arch/x86/include/asm/trapnr.h.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u8)]
@@ -157,6 +151,10 @@ impl EventInfo {
     pub const ERROR_CODE_VALID: u32 = 1 << 11;
     /// Bit 12, VM-exit information of VMX only: the IRET that faulted had unblocked NMIs.
     pub const NMI_UNBLOCKED: u32 = 1 << 12;
+    /// Bits 10:8: the [`EventType`].
+    pub const TYPE_MASK: u32 = 7 << 8;
+    /// Bits 10:8 of an exception.
+    pub const TYPE_EXCEPTION: u32 = (EventType::Exception as u32) << 8;
 
     /// Whether there is an event.
     pub const fn is_valid(self) -> bool {

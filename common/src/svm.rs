@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only OR MIT
 //! AMD SVM: exit codes and what EXITINFO1 and EXITINFO2 (`info1` and `info2` of `kvm_exit`) hold for each.
 
-use super::flags::{GPR_NAMES, PortAccess};
+use super::flags::PortAccess;
+use super::gpr::Gpr;
 use super::table::{Entry, Table};
 use core::fmt;
 
@@ -357,13 +358,8 @@ impl RegisterAccess {
     }
 
     /// The general-purpose register of the MOV, bits 3:0.
-    pub const fn gpr(self) -> u8 {
-        (self.0 & 0xf) as u8
-    }
-
-    /// Its name.
-    pub const fn gpr_name(self) -> &'static str {
-        GPR_NAMES[(self.0 & 0xf) as usize]
+    pub const fn gpr(self) -> Gpr {
+        Gpr::from_number(self.0)
     }
 }
 

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only OR MIT
 //! Intel VMX: exit reasons and what the exit qualification (`info1` of `kvm_exit`) holds for each.
 
-use super::flags::{GPR_NAMES, PortAccess, display_flags};
+use super::flags::{PortAccess, display_flags};
+use super::gpr::Gpr;
 use super::prelude::bitflags;
 use super::table::{Entry, Table};
 use core::fmt;
@@ -354,13 +355,8 @@ impl CrQualification {
     }
 
     /// The general-purpose register of the MOV, bits 11:8.
-    pub const fn gpr(self) -> u8 {
-        ((self.0 >> 8) & 0xf) as u8
-    }
-
-    /// Its name.
-    pub const fn gpr_name(self) -> &'static str {
-        GPR_NAMES[((self.0 >> 8) & 0xf) as usize]
+    pub const fn gpr(self) -> Gpr {
+        Gpr::from_number(self.0 >> 8)
     }
 
     /// The operand of LMSW, bits 31:16.
@@ -373,8 +369,8 @@ impl CrQualification {
 impl fmt::Display for CrQualification {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.access_type() {
-            CrAccessType::MovTo => write!(f, "cr{} <- {}", self.cr(), self.gpr_name()),
-            CrAccessType::MovFrom => write!(f, "cr{} -> {}", self.cr(), self.gpr_name()),
+            CrAccessType::MovTo => write!(f, "cr{} <- {}", self.cr(), self.gpr()),
+            CrAccessType::MovFrom => write!(f, "cr{} -> {}", self.cr(), self.gpr()),
             CrAccessType::Clts => f.write_str("clts"),
             CrAccessType::Lmsw => write!(f, "lmsw {:#x}", self.lmsw_source()),
         }
@@ -397,13 +393,8 @@ impl DrQualification {
     }
 
     /// The general-purpose register, bits 11:8.
-    pub const fn gpr(self) -> u8 {
-        ((self.0 >> 8) & 0xf) as u8
-    }
-
-    /// Its name.
-    pub const fn gpr_name(self) -> &'static str {
-        GPR_NAMES[((self.0 >> 8) & 0xf) as usize]
+    pub const fn gpr(self) -> Gpr {
+        Gpr::from_number(self.0 >> 8)
     }
 }
 
@@ -411,7 +402,7 @@ impl DrQualification {
 impl fmt::Display for DrQualification {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let arrow = if self.is_read() { "->" } else { "<-" };
-        write!(f, "dr{} {arrow} {}", self.dr(), self.gpr_name())
+        write!(f, "dr{} {arrow} {}", self.dr(), self.gpr())
     }
 }
 
