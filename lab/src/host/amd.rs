@@ -2,8 +2,10 @@
 //! The AMD host: QEMU's TCG, which emulates SVM with nested paging.
 
 use std::os::fd::AsRawFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
+
+use anyhow::Result;
 
 use super::initramfs::find_program;
 use super::machine::{Boot, Emulator};
@@ -43,9 +45,12 @@ impl Emulator for Amd {
         "/dev/vda"
     }
 
-    fn command(&self, boot: &Boot) -> anyhow::Result<Command> {
-        let program = find_program(Path::new("qemu-system-x86_64"))
-            .map_err(|_| requirements::missing("qemu-system-x86_64", "qemu-system-x86"))?;
+    fn program(&self) -> Result<PathBuf> {
+        let name = "qemu-system-x86_64";
+        find_program(Path::new(name)).map_err(|_| requirements::missing(name, "qemu-system-x86"))
+    }
+
+    fn command(&self, program: &Path, boot: &Boot) -> Command {
         let mut command = Command::new(program);
         command.args(["-accel", "tcg", "-cpu", "max", "-machine", "q35"]);
         command.args(["-smp", &self.smp.to_string(), "-m", &format!("{}M", self.memory_mib)]);
@@ -69,7 +74,7 @@ impl Emulator for Amd {
             "-device",
             "virtio-blk-pci,drive=result",
         ]);
-        Ok(command)
+        command
     }
 }
 

@@ -115,9 +115,7 @@ impl Initramfs {
         for command in String::from_utf8_lossy(&output.stdout).lines() {
             let link = resolve_merged(&Path::new("/").join(command))?;
             // A program that was asked for by name goes before the busybox command of that name.
-            if !self.entries.contains_key(&link) {
-                self.entries.insert(link, Entry::Symlink { target: inside.into() });
-            }
+            self.entries.entry(link).or_insert_with(|| Entry::Symlink { target: inside.into() });
         }
         Ok(())
     }
@@ -133,7 +131,13 @@ impl Initramfs {
                 Some(_) => bail!("cannot place {}: /{} is not a folder", inside.display(), folder.display()),
             }
         }
-        self.entries.insert(path, entry);
+        match (self.entries.get(&path), &entry) {
+            (Some(Entry::Folder), Entry::Folder) => {}
+            (Some(Entry::Folder), _) => bail!("cannot place {}: it is a folder already", inside.display()),
+            _ => {
+                self.entries.insert(path, entry);
+            }
+        }
         Ok(())
     }
 
@@ -311,5 +315,7 @@ mod tests {
         initramfs.write("/file", "", 0o644).unwrap();
         let error = initramfs.write("/file/below", "", 0o644).unwrap_err().to_string();
         assert_eq!(error, "cannot place /file/below: /file is not a folder");
+        let error = initramfs.write("/usr", "", 0o644).unwrap_err().to_string();
+        assert_eq!(error, "cannot place /usr: it is a folder already");
     }
 }

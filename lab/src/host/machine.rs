@@ -4,7 +4,7 @@
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, PipeReader, PipeWriter, Read, Write};
 use std::os::unix::process::CommandExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
@@ -26,11 +26,13 @@ pub trait Emulator: std::fmt::Debug {
     fn kernel_parameters(&self) -> String;
     /// The name, inside, of the raw disk behind [`Boot::result`].
     fn result_device(&self) -> &'static str;
-    /// The emulator's command line. Its standard input and output shall be the first serial line.
+    /// Where the emulator is installed.
     ///
     /// # Errors
-    /// If the emulator is not installed; the message says how to install it.
-    fn command(&self, boot: &Boot) -> Result<Command>;
+    /// If it is not; the message says how to install it.
+    fn program(&self) -> Result<PathBuf>;
+    /// The command line that boots a machine. Its standard input and output shall be the first serial line.
+    fn command(&self, program: &Path, boot: &Boot) -> Command;
 }
 
 /// What an emulator is given to boot.
@@ -89,11 +91,12 @@ pub(super) fn run(emulator: &dyn Emulator, boot: Boot, live: bool, time_limit: D
             copiers.push(thread::spawn(move || copy_live(reader, target)));
         }
     }
-    let mut command = emulator.command(&Boot { live: &writers, ..boot })?;
+    let program = emulator.program()?;
+    let mut command = emulator.command(&program, &Boot { live: &writers, ..boot });
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     // SAFETY: prctl(2) is async-signal-safe and the closure allocates nothing.
     unsafe { command.pre_exec(|| Ok(prctl::set_pdeathsig(Signal::SIGKILL)?)) };
-    let program = command.get_program().to_string_lossy().into_owned();
+    let program = program.display();
     let start = Instant::now();
     let mut running = Running(command.spawn().with_context(|| format!("cannot start {program}"))?);
     let mut stdin = running.0.stdin.take().context("the emulator has no input")?;
@@ -180,13 +183,31 @@ fn copy_live(mut reader: PipeReader, target: Target) {
     }
 }
 
-/// The last lines of a console, to be shown with an error.
+/// The end of a console, or from the first sign of trouble on, to be shown with an error.
 pub(super) fn tail(console: &str) -> String {
     const LINES: usize = 30;
     let lines: Vec<_> = console.lines().collect();
-    let shown = &lines[lines.len().saturating_sub(LINES)..];
+    let trouble = lines.iter().position(|line| {
+        ["Kernel panic", "BUG: ", "Oops: ", "general protection fault"].iter().any(|mark| line.contains(mark))
+    });
+    let start = trouble.unwrap_or(usize::MAX).min(lines.len().saturating_sub(LINES));
+    let shown = &lines[start..lines.len().min(start + LINES)];
     if shown.is_empty() {
-        return "(the console stayed empty)".to_owned();
+        return "(its console stayed empty)".to_owned();
     }
-    format!("the last lines of its console:\n  {}", shown.join("\n  "))
+    format!("from its console:\n  {}", shown.join("\n  "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_shows_where_the_trouble_began() {
+        let noise: String = (0..100).map(|number| format!("line {number}\n")).collect();
+        assert!(tail(&noise).starts_with("from its console:\n  line 70\n"));
+        let console = format!("{noise}Kernel panic - not syncing: x\n{noise}");
+        assert!(tail(&console).starts_with("from its console:\n  Kernel panic - not syncing: x\n  line 0\n"));
+        assert_eq!(tail(""), "(its console stayed empty)");
+    }
 }

@@ -182,6 +182,8 @@ impl<E: Emulator> Host<E> {
     pub fn run_each(&self, commands: impl IntoIterator<Item = Command>) -> Result<Outcome> {
         let commands: Vec<_> = commands.into_iter().collect();
         ensure!(!commands.is_empty(), "an emulated host needs a command to run");
+        // First what fails fastest: fetching a kernel for an emulator that is not there helps nobody.
+        self.emulator.program()?;
         let image = self.kernel.image()?;
         let mut archive = tempfile::tempfile().context("cannot create a temporary file")?;
         self.initramfs(&image, commands)?.write_to(&mut archive)?;
