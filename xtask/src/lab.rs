@@ -11,7 +11,10 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use clap::{Args, Subcommand};
 use exitregs_lab::binaries;
-use exitregs_lab::host::{Command, Host, Kernel, Kvm};
+use exitregs_lab::host::requirements::{self, LAB};
+use exitregs_lab::host::{Command, Host, Kernel, Kvm, Status};
+
+use crate::setup;
 
 /// Run a command inside an emulated host
 #[derive(Args)]
@@ -92,6 +95,7 @@ impl FromStr for FileInto {
 /// Runs the command; its status is the result's.
 pub fn run(arguments: Arguments) -> Result<ExitCode> {
     let Vendor::Amd(amd) = arguments.vendor;
+    requirements::install(&[&LAB[..], &setup::BUILD].concat())?;
     let mut host = Host::amd(amd.kernel)
         .smp(amd.smp)
         .memory_mib(amd.memory)
@@ -128,7 +132,7 @@ pub fn run(arguments: Arguments) -> Result<ExitCode> {
         eprintln!("lab: not brought back: {missing}");
     }
     let status = outcome.status();
-    if !status.success() && !matches!(status, exitregs_lab::host::Status::Code(_)) {
+    if !status.success() && !matches!(status, Status::Code(_)) {
         eprintln!("lab: {status}");
     }
     Ok(match status.shell_code() {

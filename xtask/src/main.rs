@@ -2,10 +2,13 @@
 //! `cargo xtask`: the developer commands of this repository.
 
 mod lab;
+mod setup;
+mod test;
 
-use std::process::ExitCode;
+use std::process::{self, ExitCode};
 
 use clap::{Parser, Subcommand};
+use exitregs_lab::binaries;
 
 /// Develop, test and release exitregs
 #[derive(Parser)]
@@ -17,15 +20,28 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
+    Setup(setup::Arguments),
+    Test(test::Arguments),
+    Soak(test::SoakArguments),
     Lab(lab::Arguments),
 }
 
 fn main() -> ExitCode {
     let result = match Arguments::parse().command {
+        Command::Setup(arguments) => setup::run(&arguments),
+        Command::Test(arguments) => test::run(&arguments),
+        Command::Soak(arguments) => test::soak(&arguments),
         Command::Lab(arguments) => lab::run(arguments),
     };
     result.unwrap_or_else(|error| {
         eprintln!("xtask: {error:#}");
         ExitCode::FAILURE
     })
+}
+
+/// The cargo that runs this, in the top folder of the checkout.
+fn cargo() -> process::Command {
+    let mut command = process::Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.current_dir(binaries::workspace());
+    command
 }

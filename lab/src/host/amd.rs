@@ -9,7 +9,10 @@ use anyhow::Result;
 
 use super::initramfs::find_program;
 use super::machine::{Boot, Emulator};
-use super::requirements;
+use super::requirements::{self, Requirement};
+
+/// The emulator.
+pub(super) const QEMU: Requirement = Requirement::new("qemu-system-x86_64", "qemu-system-x86");
 
 /// An emulated AMD host.
 #[derive(Clone, Debug)]
@@ -46,8 +49,7 @@ impl Emulator for Amd {
     }
 
     fn program(&self) -> Result<PathBuf> {
-        let name = "qemu-system-x86_64";
-        find_program(Path::new(name)).map_err(|_| requirements::missing(name, "qemu-system-x86"))
+        find_program(Path::new(QEMU.evidence)).map_err(|_| requirements::not_installed(&QEMU))
     }
 
     fn command(&self, program: &Path, boot: &Boot) -> Command {

@@ -44,10 +44,15 @@ impl Kernel {
     /// # Errors
     /// If nothing is cached and apt cannot find, download or unpack the package.
     pub fn image(self) -> Result<Image> {
-        match self.newest_cached()? {
-            Some(folder) => Image::open(&folder),
-            None => self.fetch(),
-        }
+        self.cached()?.map_or_else(|| self.fetch(), Ok)
+    }
+
+    /// The newest kernel of this series in the cache, if there is one.
+    ///
+    /// # Errors
+    /// If what the cache holds is damaged.
+    pub fn cached(self) -> Result<Option<Image>> {
+        self.newest_cached()?.map(|folder| Image::open(&folder)).transpose()
     }
 
     /// The newest kernel that apt knows of, downloaded unless the cache holds it already. When apt fails (no
@@ -64,13 +69,14 @@ impl Kernel {
     }
 
     fn fetch_package(self) -> Result<PathBuf> {
-        let package = Package::newest(self.metapackage())
+        let attempt = || Package::newest(self.metapackage())?.unpacked();
+        attempt()
             .or_else(|_| {
+                // No lists yet, or lists that name a version which the mirror has replaced meanwhile.
                 apt(Command::new("apt-get").args(["update", "--quiet=2"]))?;
-                Package::newest(self.metapackage())
+                attempt()
             })
-            .with_context(|| format!("cannot find Debian's kernel for {self}"))?;
-        package.unpacked()
+            .with_context(|| format!("cannot fetch Debian's kernel {self}"))
     }
 
     /// The folder of the highest version in the cache, by dpkg's order of versions.

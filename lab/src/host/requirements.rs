@@ -1,31 +1,52 @@
 // SPDX-License-Identifier: MIT
-//! The programs of the developer's machine that the lab needs, and the Debian packages that have them.
+//! What must be installed on the developer's machine, and the Debian packages that have it.
 
 use std::path::Path;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail, ensure};
 
+use super::amd::QEMU;
 use super::initramfs::find_program;
 
-/// Program and the Debian package it is in.
-const PROGRAMS: [(&str, &str); 7] = [
-    ("apt-get", "apt"),
-    ("busybox", "busybox-static"),
-    ("depmod", "kmod"),
-    ("dpkg", "dpkg"),
-    ("ldd", "libc-bin"),
-    ("qemu-system-x86_64", "qemu-system-x86"),
-    ("xz", "xz-utils"),
+/// A Debian package, and what shows that it (or something as good) is installed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Requirement {
+    /// A program in `PATH`, or, with a leading `/`, a file.
+    pub evidence: &'static str,
+    /// The package that has it.
+    pub package: &'static str,
+}
+
+impl Requirement {
+    /// Pairs evidence with a package.
+    pub const fn new(evidence: &'static str, package: &'static str) -> Self {
+        Self { evidence, package }
+    }
+
+    /// Whether this machine has it.
+    pub fn is_met(&self) -> bool {
+        let path = Path::new(self.evidence);
+        if path.is_absolute() { path.exists() } else { find_program(path).is_ok() }
+    }
+}
+
+/// What emulated hosts need.
+pub const LAB: [Requirement; 6] = [
+    Requirement::new("busybox", "busybox-static"),
+    Requirement::new("depmod", "kmod"),
+    Requirement::new("dpkg", "dpkg"),
+    Requirement::new("ldd", "libc-bin"),
+    QEMU,
+    Requirement::new("xz", "xz-utils"),
 ];
 
-/// The Debian packages that are missing on this machine.
-pub fn missing_packages() -> Vec<&'static str> {
-    PROGRAMS
-        .into_iter()
-        .filter(|(program, _)| find_program(Path::new(program)).is_err())
-        .map(|(_, package)| package)
-        .collect()
+/// The packages that this machine lacks, each once.
+pub fn missing(requirements: &[Requirement]) -> Vec<&'static str> {
+    let mut packages: Vec<_> = requirements.iter().filter(|it| !it.is_met()).map(|it| it.package).collect();
+    packages.sort_unstable();
+    packages.dedup();
+    packages
 }
 
 /// The command that installs packages.
@@ -33,44 +54,57 @@ pub fn install_line(packages: &[&str]) -> String {
     format!("apt-get install --no-install-recommends {}", packages.join(" "))
 }
 
-/// The error for a program that is not there.
-pub(super) fn missing(program: &str, package: &str) -> anyhow::Error {
-    anyhow::anyhow!("{program} is not installed: {}", install_line(&[package]))
-}
-
-/// Installs what is missing; does nothing, quickly, when nothing is.
+/// Installs what this machine lacks and returns the packages' names; quick when there is nothing to do.
 ///
 /// # Errors
 /// If apt fails, or this process is not root: the message has the command to run.
-pub fn install() -> Result<()> {
-    install_packages(&missing_packages())
-}
-
-/// Installs Debian packages.
-///
-/// # Errors
-/// As [`install`].
-pub fn install_packages(packages: &[&str]) -> Result<()> {
+pub fn install(requirements: &[Requirement]) -> Result<Vec<&'static str>> {
+    let packages = missing(requirements);
     if packages.is_empty() {
-        return Ok(());
+        return Ok(packages);
     }
-    let line = install_line(packages);
+    let line = install_line(&packages);
     if !nix::unistd::geteuid().is_root() {
         bail!("packages are missing; install them as root: {line}");
     }
-    eprintln!("lab: {line}");
+    eprintln!("{line}");
     let apt = |arguments: &[&str]| -> Result<bool> {
         let mut command = Command::new("apt-get");
         command.args(arguments).env("DEBIAN_FRONTEND", "noninteractive").stdin(Stdio::null());
         // apt's progress is a message, and standard output belongs to the command that needs the packages.
         command.stdout(std::io::stderr());
-        Ok(command
-            .status()
-            .context("cannot run apt-get: the lab needs Debian or a relative of it")?
-            .success())
+        Ok(command.status().context("cannot run apt-get; this needs Debian or a relative of it")?.success())
     };
-    let install = [&["install", "--yes", "--quiet", "--no-install-recommends"], packages].concat();
+    let arguments = [&["install", "--yes", "--quiet", "--no-install-recommends"], &packages[..]].concat();
     // Lists that are absent or old make the first attempt fail.
-    ensure!(apt(&install)? || (apt(&["update", "--quiet"])? && apt(&install)?), "`{line}` failed");
-    Ok(())
+    ensure!(apt(&arguments)? || (apt(&["update", "--quiet"])? && apt(&arguments)?), "`{line}` failed");
+    let unmet = missing(requirements);
+    ensure!(unmet.is_empty(), "apt installed {} and yet something of it is missing", unmet.join(", "));
+    Ok(packages)
+}
+
+/// The error for a program that a package has and this machine lacks.
+pub(super) fn not_installed(requirement: &Requirement) -> anyhow::Error {
+    anyhow::anyhow!("{} is not installed: {}", requirement.evidence, install_line(&[requirement.package]))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn evidence_is_a_program_or_a_file() {
+        let present = [Requirement::new("sh", "dash"), Requirement::new("/bin/sh", "dash")];
+        let absent = [
+            Requirement::new("no-such-program", "b"),
+            Requirement::new("/no/such/file", "a"),
+            Requirement::new("no-such-either", "b"),
+        ];
+        assert_eq!(missing(&present), [""; 0]);
+        assert_eq!(missing(&absent), ["a", "b"]);
+        assert_eq!(
+            not_installed(&absent[0]).to_string(),
+            "no-such-program is not installed: apt-get install --no-install-recommends b"
+        );
+    }
 }
