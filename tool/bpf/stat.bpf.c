@@ -1,0 +1,207 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * exitregs stat: exits counted and timed in the kernel, by VM, vCPU if asked, level, exit reason
+ * and detail. An exit's time is the time to the vCPU's next entry, to whichever level.
+ */
+#include "detail.h"
+#include "filter.h"
+#include "stat.h"
+#include <bpf/bpf_tracing.h>
+
+char LICENSE[] SEC("license") = "GPL";
+
+const volatile __u8 per_vcpu;
+
+/* The exit that a vCPU has not come back from; `exit_time` is 0 while it is in the guest. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, STAT_VCPUS);
+	__type(key, __u64);
+	__type(value, struct stat_vcpu);
+} vcpus SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, STAT_KEYS);
+	__type(key, struct stat_key);
+	__type(value, struct stat_value);
+} stats SEC(".maps");
+
+struct stat_counters counters;
+
+static const struct stat_vcpu no_vcpu;
+static const struct stat_value no_value;
+
+/* Logarithmic with four buckets a power of two; the first and last take what is beyond. */
+static __always_inline __u32 bucket(__u64 ns)
+{
+	__u32 exponent = 0;
+	__u64 value = ns >> STAT_FIRST_SHIFT;
+
+	if (!value)
+		return 0;
+	if (value >> 32) {
+		return STAT_BUCKETS - 1;
+	}
+	if (value >> 16) {
+		value >>= 16;
+		exponent += 16;
+	}
+	if (value >> 8) {
+		value >>= 8;
+		exponent += 8;
+	}
+	if (value >> 4) {
+		value >>= 4;
+		exponent += 4;
+	}
+	if (value >> 2) {
+		value >>= 2;
+		exponent += 2;
+	}
+	if (value >> 1)
+		exponent += 1;
+	return 1 + exponent * 4 + ((ns >> (exponent + STAT_FIRST_SHIFT - 2)) & 3);
+}
+
+static __always_inline struct stat_value *stat_value(const struct stat_key *key)
+{
+	struct stat_value *value = bpf_map_lookup_elem(&stats, key);
+
+	if (value)
+		return value;
+	bpf_map_update_elem(&stats, key, &no_value, BPF_NOEXIST);
+	value = bpf_map_lookup_elem(&stats, key);
+	if (!value)
+		__sync_fetch_and_add(&counters.uncounted, 1);
+	return value;
+}
+
+static __always_inline int on_exit(struct kvm_vcpu *vcpu, const bool direct)
+{
+	__u64 vcpu_key = (__u64)vcpu;
+	__u32 tgid = bpf_get_current_pid_tgid() >> 32;
+	struct stat_vcpu *state;
+	bool nested;
+
+	if (!vm_selected(tgid))
+		return 0;
+	state = bpf_map_lookup_elem(&vcpus, &vcpu_key);
+	if (!state) {
+		bpf_map_update_elem(&vcpus, &vcpu_key, &no_vcpu, BPF_NOEXIST);
+		state = bpf_map_lookup_elem(&vcpus, &vcpu_key);
+		if (!state) {
+			__sync_fetch_and_add(&counters.uncounted, 1);
+			return 0;
+		}
+	}
+	if (state->exit_time) {
+		/* The entry never came to pass: count the exit it should have ended, without a time. */
+		struct stat_value *value = stat_value(&state->key);
+
+		if (value)
+			value->unended++;
+		state->exit_time = 0;
+	}
+
+	nested = vcpu_is_nested(vcpu, direct);
+	state->key.tgid = tgid;
+	state->key.vcpu_id = per_vcpu ? vcpu_read(vcpu, vcpu_id, direct) : STAT_ALL_VCPUS;
+	state->key.is_nested = nested;
+	state->key.hypercall_abi = 0;
+	state->key.reserved = 0;
+
+	if (filter_operations) {
+		state->unknown = read_exit(vcpu, &state->exit, nested, direct);
+		state->key.exit_reason = state->exit.exit_reason;
+		if (!filter_at_entry && !exit_selected(&state->exit))
+			return 0;
+		state->kind = detail_kind(state->key.exit_reason);
+		if (state->kind == DETAIL_HYPERCALL)
+			state->key.hypercall_abi = hypercall_abi(vcpu, nested, direct);
+		state->key.detail = exit_detail(vcpu, state->kind, state->key.hypercall_abi,
+						state->exit.info1, direct);
+	} else {
+		__u64 info1 = 0;
+
+		if (isa == ISA_SVM) {
+			struct vmcb_exit exit = {};
+
+			svm_exit(vcpu, &exit);
+			state->key.exit_reason = exit.exit_code;
+			info1 = exit.exit_info_1;
+		} else {
+			state->key.exit_reason = vmx_exit_reason(vcpu);
+		}
+		state->kind = detail_kind(state->key.exit_reason);
+		if (state->kind == DETAIL_HYPERCALL)
+			state->key.hypercall_abi = hypercall_abi(vcpu, nested, direct);
+		state->key.detail = exit_detail(vcpu, state->kind, state->key.hypercall_abi, info1, direct);
+	}
+	state->exit_time = bpf_ktime_get_ns();
+	return 0;
+}
+
+static __always_inline int on_entry(struct kvm_vcpu *vcpu)
+{
+	__u64 now = bpf_ktime_get_ns();
+	__u64 vcpu_key = (__u64)vcpu;
+	struct stat_vcpu *state = bpf_map_lookup_elem(&vcpus, &vcpu_key);
+	struct stat_value *value;
+	__u64 time;
+	__u32 index;
+
+	if (!state || !state->exit_time)
+		return 0;
+	time = now - state->exit_time;
+	state->exit_time = 0;
+
+	if (filter_at_entry) {
+		vmx_lazy_exit(vcpu, &state->exit, &state->unknown);
+		if (state->unknown & filter_at_entry)
+			__sync_fetch_and_add(&counters.undecided, 1);
+		if (!exit_selected(&state->exit))
+			return 0;
+	}
+	state->key.detail = vmx_lazy_detail(vcpu, state->kind, state->key.detail);
+
+	value = stat_value(&state->key);
+	if (!value)
+		return 0;
+	value->count++;
+	value->total += time;
+	if (time > value->max)
+		value->max = time;
+	if (time < value->min || value->count == 1)
+		value->min = time;
+	index = bucket(time);
+	if (index < STAT_BUCKETS)
+		value->buckets[index]++;
+	return 0;
+}
+
+SEC("tp_btf/kvm_exit")
+int exit_typed(__u64 *ctx)
+{
+	return on_exit(exit_vcpu(ctx), true);
+}
+
+SEC("tp_btf/kvm_entry")
+int entry_typed(__u64 *ctx)
+{
+	return on_entry((struct kvm_vcpu *)ctx[0]);
+}
+
+SEC("raw_tp/kvm_exit")
+int exit_untyped(__u64 *ctx)
+{
+	return on_exit(exit_vcpu(ctx), false);
+}
+
+SEC("raw_tp/kvm_entry")
+int entry_untyped(__u64 *ctx)
+{
+	return on_entry((struct kvm_vcpu *)ctx[0]);
+}

@@ -1,0 +1,50 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/* What stat.bpf.c keeps and user space reads; libbpf-cargo gives the structures to Rust. */
+#ifndef EXITREGS_STAT_H
+#define EXITREGS_STAT_H
+
+#include "events.h"
+
+enum {
+	STAT_VCPUS = 65536,
+	STAT_KEYS = 65536,
+	STAT_FIRST_SHIFT = 6,	/* the first bucket ends at 64 ns */
+	STAT_BUCKETS = 1 + 4 * 32 + 1,
+};
+
+#define STAT_ALL_VCPUS (~0U)
+
+struct stat_key {
+	__u64 detail;
+	__u32 tgid;
+	__u32 vcpu_id;
+	__u32 exit_reason;
+	__u8 is_nested;
+	__u8 hypercall_abi;
+	__u16 reserved;
+};
+
+struct stat_value {
+	__u64 count;
+	__u64 unended;		/* exits after which the vCPU was not entered; not in count */
+	__u64 total;		/* nanoseconds, as min and max */
+	__u64 min;
+	__u64 max;
+	__u64 buckets[STAT_BUCKETS];
+};
+
+struct stat_vcpu {
+	__u64 exit_time;
+	struct stat_key key;
+	__u32 unknown;
+	__u8 kind;
+	__u8 reserved[3];
+	struct kvm_exit exit;
+};
+
+struct stat_counters {
+	__u64 uncounted;	/* a map was full */
+	__u64 undecided;	/* the filter read a field that was unknown */
+};
+
+#endif

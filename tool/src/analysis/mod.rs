@@ -1,0 +1,4 @@
+// SPDX-License-Identifier: MIT
+//! What exits amount to.
+
+pub mod stat;

@@ -1,0 +1,145 @@
+// SPDX-License-Identifier: MIT
+//! Counts and times of exits.
+
+use exitregs_common::detail::Detail;
+use exitregs_common::isa::{Isa, Level};
+use std::collections::HashMap;
+
+/// Buckets of a time's histogram; `STAT_BUCKETS` of tool/bpf/stat.h.
+pub const BUCKETS: usize = 130;
+/// The first bucket takes times below `1 << FIRST_SHIFT` nanoseconds; each power of two above has four.
+const FIRST_SHIFT: u32 = 6;
+
+/// What is counted apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Key {
+    /// The VM, by the VMM's pid.
+    pub vm: u32,
+    /// The vCPU, where it was asked for.
+    pub vcpu: Option<u32>,
+    /// Who ran.
+    pub level: Level,
+    /// What `exit_reason` is a number of.
+    pub isa: Isa,
+    /// The exit reason with its flag bits.
+    pub exit_reason: u32,
+    /// MSR, hypercall, CPUID leaf or port.
+    pub detail: Detail,
+}
+
+/// Counts and times by key.
+pub type Table = HashMap<Key, Times>;
+
+/// How many exits, and how long until the vCPU was entered again; nanoseconds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Times {
+    /// Exits that ended.
+    pub count: u64,
+    /// Exits after which the vCPU was not entered.
+    pub unended: u64,
+    /// The sum.
+    pub total: u64,
+    /// The shortest; 0 if none ended.
+    pub min: u64,
+    /// The longest.
+    pub max: u64,
+    /// How many in each bucket.
+    pub buckets: [u64; BUCKETS],
+}
+
+impl Default for Times {
+    fn default() -> Self {
+        Self { count: 0, unended: 0, total: 0, min: 0, max: 0, buckets: [0; BUCKETS] }
+    }
+}
+
+/// The bounds of a bucket, in nanoseconds: from the first, below the second.
+fn bounds(bucket: usize) -> (u64, u64) {
+    if bucket == 0 {
+        return (0, 1 << FIRST_SHIFT);
+    }
+    let (exponent, quarter) = ((bucket - 1) / 4, (bucket - 1) % 4);
+    let quarter_width = 1 << (FIRST_SHIFT as usize - 2 + exponent);
+    let low = (4 + quarter as u64) * quarter_width;
+    (low, low + quarter_width)
+}
+
+impl Times {
+    /// Every exit, ended or not.
+    pub fn exits(&self) -> u64 {
+        self.count + self.unended
+    }
+
+    /// Adds the exits of `other`.
+    pub fn add(&mut self, other: &Self) {
+        if other.count > 0 {
+            self.min = if self.count == 0 { other.min } else { self.min.min(other.min) };
+            self.max = self.max.max(other.max);
+        }
+        self.count += other.count;
+        self.unended += other.unended;
+        self.total += other.total;
+        for (sum, bucket) in self.buckets.iter_mut().zip(other.buckets) {
+            *sum += bucket;
+        }
+    }
+
+    /// Adds one exit that took `time`.
+    pub fn record(&mut self, time: u64) {
+        let mut one = Self { count: 1, total: time, min: time, max: time, ..Self::default() };
+        let bucket = (0..BUCKETS).rev().find(|bucket| bounds(*bucket).0 <= time).unwrap_or(0);
+        one.buckets[bucket] = 1;
+        self.add(&one);
+    }
+
+    /// What came since an `earlier` reading. The shortest and longest are known to their bucket.
+    pub fn since(&self, earlier: &Self) -> Self {
+        let mut difference = Self {
+            count: self.count - earlier.count,
+            unended: self.unended - earlier.unended,
+            total: self.total - earlier.total,
+            ..Self::default()
+        };
+        for (index, bucket) in difference.buckets.iter_mut().enumerate() {
+            *bucket = self.buckets[index] - earlier.buckets[index];
+        }
+        let mut filled = difference.buckets.iter().enumerate().filter(|(_, count)| **count > 0);
+        if let Some((first, _)) = filled.next() {
+            let last = filled.next_back().map_or(first, |(last, _)| last);
+            difference.min = bounds(first).0.max(self.min);
+            difference.max = (bounds(last).1 - 1).min(self.max);
+        }
+        difference
+    }
+
+    /// The mean; 0 if none ended.
+    pub fn mean(&self) -> u64 {
+        self.total.checked_div(self.count).unwrap_or(0)
+    }
+
+    /// The time that `percent` of the exits did not exceed, interpolated within its bucket (an eighth
+    /// of the time wide at most); 0 if none ended.
+    pub fn percentile(&self, percent: f64) -> u64 {
+        let wanted = (self.count as f64 * percent / 100.0).ceil().max(1.0) as u64;
+        let mut below = 0;
+        for (index, &count) in self.buckets.iter().enumerate() {
+            if below + count >= wanted {
+                let (low, high) = bounds(index);
+                let within = (wanted - below) as f64 / count as f64;
+                let time = low + ((high - low) as f64 * within) as u64;
+                return time.clamp(self.min, self.max);
+            }
+            below += count;
+        }
+        self.max
+    }
+}
+
+/// What came in `now` since `earlier`, without keys to which nothing came.
+pub fn since(now: &Table, earlier: &Table) -> Table {
+    let none = Times::default();
+    now.iter()
+        .map(|(key, times)| (*key, times.since(earlier.get(key).unwrap_or(&none))))
+        .filter(|(_, times)| times.exits() > 0)
+        .collect()
+}

@@ -1,0 +1,97 @@
+// SPDX-License-Identifier: MIT
+//! What the kernel's BTF says of KVM: its tracepoints' prototypes, and its types as one BTF.
+
+use crate::host::BtfFiles;
+use anyhow::{Context, Result, bail, ensure};
+use btf_rs::{Btf, Type};
+use std::fs;
+use std::path::Path;
+
+/// Length of `struct btf_header`, include/uapi/linux/btf.h.
+const HEADER_LENGTH: usize = 24;
+const MAGIC: u16 = 0xeb9f;
+
+/// The arguments of a tracepoint, each by the name of the type that it is or points to.
+///
+/// # Errors
+/// The BTF is missing or damaged, or has no such tracepoint.
+pub fn tracepoint_arguments(files: &BtfFiles, tracepoint: &str) -> Result<Vec<String>> {
+    let vmlinux = Btf::from_file(&files.vmlinux)
+        .with_context(|| format!("cannot read the kernel's BTF, {}", files.vmlinux.display()))?;
+    let btf = match &files.kvm {
+        Some(path) => Btf::from_split_file(path, &vmlinux)
+            .with_context(|| format!("cannot read kvm.ko's BTF, {}", path.display()))?,
+        None => vmlinux,
+    };
+    let name = format!("btf_trace_{tracepoint}");
+    for ty in btf.resolve_types_by_name(&name).with_context(|| format!("the kernel has no {tracepoint}"))? {
+        let Type::Typedef(typedef) = ty else { continue };
+        let Type::Ptr(pointer) = btf.resolve_chained_type(&typedef)? else { continue };
+        let Type::FuncProto(prototype) = btf.resolve_chained_type(&pointer)? else { continue };
+        // The first parameter is the probe's private data.
+        return prototype.parameters.iter().skip(1).map(|parameter| type_name(&btf, parameter)).collect();
+    }
+    bail!("the kernel's BTF has no prototype of the tracepoint {tracepoint}")
+}
+
+fn type_name(btf: &Btf, parameter: &btf_rs::Parameter) -> Result<String> {
+    let mut ty = btf.resolve_chained_type(parameter)?;
+    loop {
+        ty = match ty {
+            Type::Ptr(pointer) => btf.resolve_chained_type(&pointer)?,
+            Type::Const(modifier) | Type::Volatile(modifier) => btf.resolve_chained_type(&modifier)?,
+            Type::Struct(structure) => return Ok(btf.resolve_name(&structure)?),
+            Type::Int(int) => return Ok(btf.resolve_name(&int)?),
+            Type::Typedef(typedef) => return Ok(btf.resolve_name(&typedef)?),
+            _ => return Ok(String::new()),
+        };
+    }
+}
+
+/// The kernel's BTF and a module's as one, which libbpf takes for CO-RE without the privilege
+/// (CAP_SYS_ADMIN) that it needs to ask the kernel for modules' BTF.
+///
+/// A module's ids and string offsets go on where the kernel's end, so the sections need only be
+/// laid end to end.
+///
+/// # Errors
+/// A file is missing or damaged.
+pub fn joined(vmlinux: &Path, module: &Path) -> Result<Vec<u8>> {
+    let read = |path: &Path| fs::read(path).with_context(|| format!("cannot read {}", path.display()));
+    let (base, split) = (read(vmlinux)?, read(module)?);
+    let base = Sections::of(&base).with_context(|| format!("{} is damaged", vmlinux.display()))?;
+    let split = Sections::of(&split).with_context(|| format!("{} is damaged", module.display()))?;
+
+    let types = base.types.len() + split.types.len();
+    let strings = base.strings.len() + split.strings.len();
+    let mut joined = base.header.to_vec();
+    for (at, value) in [(8, 0), (12, types), (16, types), (20, strings)] {
+        joined[at..at + 4].copy_from_slice(&u32::try_from(value)?.to_ne_bytes());
+    }
+    for section in [base.types, split.types, base.strings, split.strings] {
+        joined.extend_from_slice(section);
+    }
+    Ok(joined)
+}
+
+struct Sections<'a> {
+    header: &'a [u8],
+    types: &'a [u8],
+    strings: &'a [u8],
+}
+
+impl<'a> Sections<'a> {
+    fn of(btf: &'a [u8]) -> Result<Self> {
+        let header = btf.get(..HEADER_LENGTH).context("it is shorter than its header")?;
+        let word = |at: usize| {
+            u32::from_ne_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]) as usize
+        };
+        ensure!(u16::from_ne_bytes([header[0], header[1]]) == MAGIC, "it does not begin as BTF does");
+        ensure!(word(4) == HEADER_LENGTH, "its header is {} bytes long, not {HEADER_LENGTH}", word(4));
+        let section = |offset: usize, length: usize| {
+            let start = HEADER_LENGTH + offset;
+            btf.get(start..start + length).context("a section reaches beyond its end")
+        };
+        Ok(Self { header, types: section(word(8), word(12))?, strings: section(word(16), word(20))? })
+    }
+}

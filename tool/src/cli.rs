@@ -1,0 +1,184 @@
+// SPDX-License-Identifier: MIT
+//! The command line: what can be asked for, and what the words mean on this host.
+
+use crate::commands::{doctor, generate, stat, trace};
+use crate::filter::Filter;
+use crate::host::Host;
+use crate::source::{self, Selection};
+use crate::vm;
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use exitregs_common::event::{Event, KvmExit};
+use exitregs_common::hypercall::Abi;
+use exitregs_common::isa::{Isa, Level};
+use exitregs_common::view::{VIEWS, View};
+use std::fmt;
+
+/// Every KVM VM exit with its guest registers and its level.
+#[derive(Debug, Parser)]
+#[command(name = "exitregs", version, about, max_term_width = 100, arg_required_else_help = true)]
+#[command(after_help = "Exit status: 0 success, 1 failure, 2 misuse. Try `exitregs doctor` first.")]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Tell what this host can do, and how to get what is missing
+    Doctor(doctor::Arguments),
+    /// Print one line per exit: what the guest did, what it got, how long it took
+    Trace(trace::Arguments),
+    /// Count and time exits in the kernel, by VM, level, reason and detail
+    Stat(stat::Arguments),
+    /// Write the man pages and shell completions into a directory
+    #[command(hide = true)]
+    Generate(generate::Arguments),
+}
+
+/// A misuse of the command line: exit status 2.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct Misuse(pub String);
+
+/// Misuse in what was given for an option.
+pub fn misuse(option: &str, error: impl fmt::Display) -> anyhow::Error {
+    Misuse(format!("{option}: {error}")).into()
+}
+
+/// Where live exits come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Source {
+    /// BPF programs on the events of an unmodified kernel
+    Bpf,
+}
+
+/// A level, as the command line spells it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum LevelArgument {
+    /// The VM that KVM runs for user space
+    L1,
+    /// A guest of L1, or deeper
+    L2,
+}
+
+impl From<LevelArgument> for Level {
+    fn from(level: LevelArgument) -> Self {
+        match level {
+            LevelArgument::L1 => Self::L1,
+            LevelArgument::L2 => Self::L2,
+        }
+    }
+}
+
+/// Which exits are wanted. Conditions of different options all apply; values of one option are alternatives.
+#[derive(Debug, Default, Args)]
+#[command(next_help_heading = "Which exits")]
+pub struct SelectionArguments {
+    /// Exits of a view: msr, msr-read, msr-write, hypercall, cpuid, pio, page-fault, cr, hlt, interrupt, nested
+    #[arg(long, value_name = "VIEW", value_delimiter = ',', value_parser = view)]
+    view: Vec<&'static View>,
+    /// Exits from this level
+    #[arg(long, ignore_case = true)]
+    level: Option<LevelArgument>,
+    /// VMs by the pid of their VMM, or by name (QEMU's -name)
+    #[arg(short = 'p', long, visible_alias = "pid", value_name = "PID|NAME", value_delimiter = ',')]
+    vm: Vec<String>,
+    /// vCPUs by id
+    #[arg(long, value_name = "ID", value_delimiter = ',')]
+    vcpu: Vec<u32>,
+    /// Exit reasons by the kernel's name or by number
+    #[arg(long, value_name = "REASON", value_delimiter = ',')]
+    reason: Vec<String>,
+    /// A condition on kvm_exit's fields in the kernel's filter language, such as 'rcx == 0x6e0 && is_nested == 1'
+    #[arg(long = "where", value_name = "EXPR")]
+    condition: Option<String>,
+    /// How L2's hypercalls are to be read, which only L1 knows
+    #[arg(long, value_name = "ABI", value_parser = abi)]
+    hypercall_abi: Option<Abi>,
+    /// Where exits come from; the best source of this host if not given
+    #[arg(long, value_enum)]
+    source: Option<Source>,
+}
+
+fn view(name: &str) -> Result<&'static View, String> {
+    let names =
+        || VIEWS.iter().filter(|view| view.event == KvmExit::NAME).map(|view| view.name).collect::<Vec<_>>();
+    match View::by_name(name) {
+        Some(view) if view.event == KvmExit::NAME => Ok(view),
+        Some(view) => Err(format!(
+            "{} is a view of the event {}, which no source of this host has; try --view page-fault --level l2",
+            view.name, view.event
+        )),
+        None => Err(format!("the views are {}", names().join(", "))),
+    }
+}
+
+fn abi(name: &str) -> Result<Abi, String> {
+    Abi::by_name(name).ok_or_else(|| {
+        let names: Vec<_> = Abi::ALL.iter().map(|abi| abi.name()).collect();
+        format!("the conventions are {}", names.join(", "))
+    })
+}
+
+impl SelectionArguments {
+    /// What the words mean on a host whose guests run by `isa`.
+    ///
+    /// # Errors
+    /// [`Misuse`]: a VM, reason or condition that there is not.
+    pub fn resolve(&self, isa: Isa) -> anyhow::Result<Selection> {
+        let mut vms = Vec::new();
+        for wanted in &self.vm {
+            vms.extend(vm::resolve(wanted).map_err(|error| misuse("--vm", error))?);
+        }
+
+        let reasons: Vec<_> = self
+            .reason
+            .iter()
+            .map(|name| {
+                let number = if name.starts_with(|c: char| c.is_ascii_digit()) {
+                    name.clone()
+                } else {
+                    let number = isa.exit_reason_by_name(name);
+                    number
+                        .ok_or_else(|| misuse("--reason", format!("{isa} has no exit reason `{name}`")))?
+                        .to_string()
+                };
+                Ok(format!("exit_reason == {number}"))
+            })
+            .collect::<anyhow::Result<_>>()?;
+        let views: Vec<_> = self.view.iter().map(|view| format!("({})", view.predicate(isa))).collect();
+        let vcpus: Vec<_> = self.vcpu.iter().map(|vcpu| format!("vcpu_id == {vcpu}")).collect();
+        let level = self.level.map(|level| format!("is_nested == {}", Level::from(level).is_nested()));
+
+        let conditions = [
+            ("--view", views.join(" || ")),
+            ("--level", level.unwrap_or_default()),
+            ("--vcpu", vcpus.join(" || ")),
+            ("--reason", reasons.join(" || ")),
+            ("--where", self.condition.clone().unwrap_or_default()),
+        ];
+        let mut filter: Option<Filter<KvmExit>> = None;
+        for (option, text) in conditions {
+            // An empty --where is a mistake; an option that was not given is not.
+            if text.is_empty() && (option != "--where" || self.condition.is_none()) {
+                continue;
+            }
+            let condition = Filter::parse(&text, isa).map_err(|error| misuse(option, error))?;
+            filter = Some(match filter {
+                Some(filter) => filter.and(condition),
+                None => condition,
+            });
+        }
+        Ok(Selection { vms, filter, hypercall_abi_l2: self.hypercall_abi })
+    }
+
+    /// The selection on `host`.
+    ///
+    /// # Errors
+    /// KVM does not work here, or as [`resolve`](Self::resolve).
+    pub fn on(&self, host: &Host) -> anyhow::Result<Selection> {
+        self.resolve(source::bpf::check_kvm(host)?)
+    }
+}

@@ -1,0 +1,227 @@
+// SPDX-License-Identifier: MIT
+//! `exitregs stat`: exits counted and timed in the kernel.
+
+use super::Stop;
+use crate::analysis::stat::{Table, since};
+use crate::cli::SelectionArguments;
+use crate::host::Host;
+use crate::output::json::StatRow;
+use crate::output::table::{self, Sort};
+use crate::source::bpf::stat::Stat;
+use crate::vm::{self, Names};
+use anstream::AutoStream;
+use anyhow::{Context, Result};
+use clap::Args;
+use serde_json::json;
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::unix::process::ExitStatusExt;
+use std::path::PathBuf;
+use std::process::{Child, Command, ExitStatus};
+use std::time::{Duration, Instant};
+
+/// How soon the end of a command is noticed.
+const WAIT_INTERVAL: Duration = Duration::from_millis(10);
+/// How often names of VMs are looked up.
+const NAMES_INTERVAL: Duration = Duration::from_millis(250);
+
+/// The arguments of `exitregs stat`.
+#[derive(Debug, Args)]
+pub struct Arguments {
+    #[command(flatten)]
+    selection: SelectionArguments,
+    /// Stop after this time: 10, 500ms, 2m
+    #[arg(long, value_name = "TIME", value_parser = super::duration)]
+    duration: Option<Duration>,
+    /// Print what came since the last time, every so often
+    #[arg(short = 'I', long, value_name = "TIME", value_parser = super::duration)]
+    interval: Option<Duration>,
+    /// Count each vCPU apart
+    #[arg(long)]
+    per_vcpu: bool,
+    /// What comes first
+    #[arg(long, value_enum, default_value = "time")]
+    sort: Sort,
+    /// Print this many rows at most
+    #[arg(short = 'n', long, value_name = "N")]
+    rows: Option<usize>,
+    /// Print JSON: one object, with --interval one a line
+    #[arg(long, conflicts_with = "csv")]
+    json: bool,
+    /// Print comma-separated values
+    #[arg(long)]
+    csv: bool,
+    /// Write to a file
+    #[arg(short, long, value_name = "FILE")]
+    output: Option<PathBuf>,
+    /// A command during which all VMs' exits are counted, whoever runs them; its exit status becomes ours
+    #[arg(trailing_var_arg = true, value_name = "COMMAND")]
+    command: Vec<String>,
+}
+
+/// Runs it; returns the command's exit status, 0 without a command.
+///
+/// # Errors
+/// The source does not work here, the selection makes no sense, the command cannot be run, or the output cannot be
+/// written.
+pub fn run(arguments: &Arguments) -> Result<u8> {
+    let host = Host::this();
+    let selection = arguments.selection.on(&host)?;
+    let mut report = Report {
+        out: output(arguments)?,
+        arguments,
+        names: Names::default(),
+        csv_heading: true,
+        started: Instant::now(),
+        names_learnt: Instant::now(),
+    };
+
+    let stop = Stop::after(arguments.duration)?;
+    let stat = Stat::start(&host, &selection, arguments.per_vcpu)?;
+    let mut command = start(&arguments.command)?;
+    if command.is_none() && arguments.duration.is_none() {
+        eprintln!("exitregs: counting by the bpf source with {}; Ctrl-C stops and prints", stat.access());
+    }
+
+    report.started = Instant::now();
+    let mut earlier = Table::default();
+    let mut earlier_time = report.started;
+    let mut status = None;
+    loop {
+        let next = arguments.interval.map(|interval| earlier_time + interval);
+        while !stop.is_due() && next.is_none_or(|next| Instant::now() < next) {
+            if let Some(child) = &mut command {
+                status = child.try_wait().context("cannot wait for the command")?;
+                if status.is_some() {
+                    break;
+                }
+            }
+            let left = next.map_or(WAIT_INTERVAL, |next| next.saturating_duration_since(Instant::now()));
+            stop.sleep(left.min(WAIT_INTERVAL));
+            report.learn_names();
+        }
+        if status.is_some() || stop.is_due() {
+            break;
+        }
+        let now = stat.read()?;
+        let time = Instant::now();
+        report.print(&since(&now, &earlier), time - earlier_time, time)?;
+        (earlier, earlier_time) = (now, time);
+    }
+
+    let time = Instant::now();
+    let (now, counters) = stat.finish()?;
+    if arguments.interval.is_some() {
+        report.print(&since(&now, &earlier), time - earlier_time, time)?;
+    } else {
+        report.print(&now, time - report.started, time)?;
+    }
+    if counters.uncounted > 0 {
+        eprintln!(
+            "exitregs: {} exits were not counted: there were too many different ones",
+            counters.uncounted
+        );
+    }
+    if counters.undecided > 0 {
+        eprintln!(
+            "exitregs: {} exits were left out: the filter reads a field that was unknown",
+            counters.undecided
+        );
+    }
+    if status.is_none() {
+        if let Some(mut child) = command {
+            // Ctrl-C reached the command as well; SIGTERM and --duration did not.
+            let _ = child.kill();
+            status = Some(child.wait().context("cannot wait for the command")?);
+        }
+    }
+    Ok(status.map_or(0, exit_code))
+}
+
+fn start(command: &[String]) -> Result<Option<Child>> {
+    let Some((program, arguments)) = command.split_first() else { return Ok(None) };
+    let child = Command::new(program).args(arguments).spawn();
+    Ok(Some(child.with_context(|| format!("cannot run {program}"))?))
+}
+
+/// As a shell has it: 128 and the signal's number for a command that a signal ended.
+fn exit_code(status: ExitStatus) -> u8 {
+    let code = status.code().or_else(|| status.signal().map(|signal| 128 + signal));
+    code.and_then(|code| u8::try_from(code).ok()).unwrap_or(1)
+}
+
+fn output(arguments: &Arguments) -> Result<Box<dyn Write>> {
+    Ok(match &arguments.output {
+        Some(path) => {
+            let file = File::create(path).with_context(|| format!("cannot write {}", path.display()))?;
+            Box::new(AutoStream::never(file))
+        }
+        None => Box::new(AutoStream::auto(io::stdout())),
+    })
+}
+
+struct Report<'a> {
+    out: Box<dyn Write>,
+    arguments: &'a Arguments,
+    names: Names,
+    csv_heading: bool,
+    started: Instant,
+    names_learnt: Instant,
+}
+
+impl Report<'_> {
+    /// Looks up the names of the VMs that run now: they may be gone when the table is printed.
+    fn learn_names(&mut self) {
+        if self.names_learnt.elapsed() < NAMES_INTERVAL {
+            return;
+        }
+        for pid in vm::running() {
+            self.names.get(pid);
+        }
+        self.names_learnt = Instant::now();
+    }
+
+    fn print(&mut self, table: &Table, elapsed: Duration, now: Instant) -> Result<()> {
+        let write = if self.arguments.json {
+            self.json(table, elapsed, now)
+        } else if self.arguments.csv {
+            self.csv(table, now)
+        } else {
+            if self.arguments.interval.is_some() {
+                writeln!(self.out, "\nat {:.3} s", (now - self.started).as_secs_f64())?;
+            }
+            let Arguments { sort, rows, .. } = *self.arguments;
+            table::write(&mut self.out, table, elapsed, sort, rows, &mut self.names)
+        };
+        write.and_then(|()| self.out.flush()).context("cannot write the table")
+    }
+
+    fn rows(&mut self, table: &Table) -> Vec<StatRow> {
+        let rows = table::sorted(table, self.arguments.sort);
+        let rows = rows.into_iter().take(self.arguments.rows.unwrap_or(usize::MAX));
+        rows.map(|(key, times)| StatRow::new(key, times, self.names.get(key.vm))).collect()
+    }
+
+    fn json(&mut self, table: &Table, elapsed: Duration, now: Instant) -> io::Result<()> {
+        let object = json!({
+            "at_s": (now - self.started).as_secs_f64(),
+            "elapsed_s": elapsed.as_secs_f64(),
+            "rows": self.rows(table),
+        });
+        serde_json::to_writer(&mut self.out, &object)?;
+        writeln!(self.out)
+    }
+
+    fn csv(&mut self, table: &Table, now: Instant) -> io::Result<()> {
+        let at = (now - self.started).as_secs_f64();
+        let rows = self.rows(table);
+        let mut csv = csv::WriterBuilder::new().has_headers(false).from_writer(&mut self.out);
+        if std::mem::take(&mut self.csv_heading) {
+            csv.write_record(StatRow::CSV_HEADING)?;
+        }
+        for row in rows {
+            csv.write_record(row.csv(at))?;
+        }
+        csv.flush()
+    }
+}

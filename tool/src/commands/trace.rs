@@ -1,0 +1,154 @@
+// SPDX-License-Identifier: MIT
+//! `exitregs trace`: one line per exit.
+
+use super::Stop;
+use crate::cli::SelectionArguments;
+use crate::host::Host;
+use crate::output::{json, line};
+use crate::source::bpf::trace::Trace;
+use crate::vm::Names;
+use anstream::AutoStream;
+use anyhow::{Context, Result};
+use clap::Args;
+use exitregs_common::event::Exit;
+use std::fs::OpenOptions;
+use std::io::{self, BufWriter, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// How often the ring buffer is read: a wake-up an exit would cost more than all else.
+const POLL_INTERVAL: Duration = Duration::from_millis(10);
+
+const BUFFER: usize = 1 << 16;
+
+/// The arguments of `exitregs trace`.
+#[derive(Debug, Args)]
+pub struct Arguments {
+    #[command(flatten)]
+    selection: SelectionArguments,
+    /// Stop after this many exits
+    #[arg(short = 'n', long, value_name = "N")]
+    count: Option<u64>,
+    /// Stop after this time: 10, 500ms, 2m
+    #[arg(long, value_name = "TIME", value_parser = super::duration)]
+    duration: Option<Duration>,
+    /// Print one JSON object a line
+    #[arg(long)]
+    json: bool,
+    /// Write to a file that only its owner may read
+    #[arg(short, long, value_name = "FILE")]
+    output: Option<PathBuf>,
+    /// Ring buffer for exits that were not printed yet, in MiB; a power of two
+    #[arg(long, value_name = "MIB", default_value = "32", value_parser = buffer_size)]
+    buffer_size: u32,
+}
+
+fn buffer_size(text: &str) -> Result<u32, String> {
+    match text.parse::<u32>() {
+        Ok(mebibytes) if mebibytes.is_power_of_two() && mebibytes <= 1024 => Ok(mebibytes << 20),
+        _ => Err("expected a power of two from 1 to 1024".to_owned()),
+    }
+}
+
+/// Runs it.
+///
+/// # Errors
+/// The source does not work here, the selection makes no sense, or the output cannot be written.
+pub fn run(arguments: &Arguments) -> Result<()> {
+    let host = Host::this();
+    let selection = arguments.selection.on(&host)?;
+    let mut printer = Printer {
+        out: output(arguments)?,
+        json: arguments.json,
+        left: arguments.count.unwrap_or(u64::MAX),
+        printed: 0,
+        start: None,
+        names: Names::default(),
+    };
+
+    let stop = Stop::after(arguments.duration)?;
+    let mut trace = Trace::start(&host, &selection, arguments.buffer_size)?;
+    eprintln!("exitregs: tracing by the bpf source with {}; Ctrl-C stops", trace.access());
+    if !arguments.json {
+        line::heading(&mut printer.out)?;
+        printer.out.flush()?;
+    }
+    loop {
+        let due = stop.is_due();
+        printer.print(&trace.read()?)?;
+        if due || printer.left == 0 {
+            break;
+        }
+        stop.sleep(POLL_INTERVAL);
+    }
+    let (exits, counters) = trace.finish()?;
+    printer.print(&exits)?;
+    printer.out.flush()?;
+
+    eprintln!("exitregs: {} exits printed, {} lost", printer.printed, counters.lost);
+    if counters.lost > 0 {
+        eprintln!(
+            "exitregs: the ring buffer was full: give it more with --buffer-size, or select fewer exits"
+        );
+    }
+    if counters.undecided > 0 {
+        eprintln!(
+            "exitregs: {} exits were left out: the filter reads a field that was unknown",
+            counters.undecided
+        );
+    }
+    Ok(())
+}
+
+/// Where the lines go: colours only to a terminal.
+fn output(arguments: &Arguments) -> Result<Box<dyn Write>> {
+    let Some(path) = &arguments.output else {
+        let stdout = io::stdout();
+        // JSON has nothing to strip, and is much.
+        return Ok(if arguments.json {
+            Box::new(BufWriter::with_capacity(BUFFER, stdout))
+        } else {
+            Box::new(BufWriter::with_capacity(BUFFER, AutoStream::auto(stdout)))
+        });
+    };
+    let mut options = OpenOptions::new();
+    // Guest registers are guest data: only the owner may read the file.
+    let file = options.write(true).create(true).truncate(true).mode(0o600).open(path);
+    let file = file.with_context(|| format!("cannot write {}", path.display()))?;
+    Ok(Box::new(BufWriter::with_capacity(BUFFER, AutoStream::never(file))))
+}
+
+struct Printer {
+    out: Box<dyn Write>,
+    json: bool,
+    left: u64,
+    printed: u64,
+    /// Time of the first exit, from which the lines count.
+    start: Option<u64>,
+    names: Names,
+}
+
+impl Printer {
+    fn print(&mut self, exits: &[Exit]) -> Result<()> {
+        for exit in exits {
+            if self.left == 0 {
+                break;
+            }
+            self.left -= 1;
+            self.printed += 1;
+            let start = *self.start.get_or_insert(exit.exit_time);
+            if self.json {
+                serde_json::to_writer(&mut self.out, &json::exit(exit, self.names.get(exit.tgid)))
+                    .map_err(io::Error::from)?;
+                self.out.write_all(b"\n")?;
+            } else {
+                line::exit(&mut self.out, exit, start, &mut self.names)?;
+            }
+        }
+        if !exits.is_empty() {
+            self.out.flush().context("cannot write the exits")?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,27 @@
+// SPDX-License-Identifier: MIT
+//! The `exitregs` command.
+
+use clap::Parser;
+use exitregs::cli::{Cli, Command};
+use exitregs::commands::{self, doctor, exit_status, generate, stat, trace};
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let result = match &cli.command {
+        Command::Doctor(arguments) => doctor::run(arguments),
+        Command::Trace(arguments) => trace::run(arguments).map(|()| 0),
+        Command::Stat(arguments) => stat::run(arguments),
+        Command::Generate(arguments) => generate::run(arguments).map(|()| 0),
+    };
+    match result {
+        Ok(status) => status.into(),
+        Err(error) => {
+            let status = exit_status(&error);
+            if status != 0 {
+                commands::report(&error);
+            }
+            status.into()
+        }
+    }
+}

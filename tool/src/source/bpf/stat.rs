@@ -1,0 +1,154 @@
+// SPDX-License-Identifier: MIT
+//! Exits counted and timed in the kernel.
+
+use super::{Access, Target, explain, record, set_constants};
+use crate::analysis::stat::{Key, Table, Times};
+use crate::host::Host;
+use crate::source::Selection;
+use anyhow::{Context, Result};
+use exitregs_common::detail::Detail;
+use exitregs_common::event::abi_from_field;
+use exitregs_common::isa::{Isa, Level};
+use libbpf_rs::skel::{OpenSkel, SkelBuilder};
+use libbpf_rs::{Link, MapCore, MapFlags};
+use std::mem::MaybeUninit;
+
+#[allow(missing_docs, clippy::all, clippy::undocumented_unsafe_blocks, rustdoc::all)]
+mod skeleton {
+    include!(concat!(env!("OUT_DIR"), "/stat.skel.rs"));
+}
+use skeleton::{StatSkel, StatSkelBuilder, types};
+
+/// A running count. Dropping it removes the programs from the kernel.
+pub struct Stat {
+    links: Vec<Link>,
+    skeleton: StatSkel<'static>,
+    isa: Isa,
+    access: Access,
+}
+
+/// What could not be counted.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Exits that found a map full.
+    pub uncounted: u64,
+    /// Exits whose filter read a field that was unknown.
+    pub undecided: u64,
+}
+
+impl Stat {
+    /// Starts to count, by vCPU if `per_vcpu`, else by VM.
+    ///
+    /// # Errors
+    /// The host cannot run the programs, or the selection cannot be evaluated in the kernel.
+    pub fn start(host: &Host, selection: &Selection, per_vcpu: bool) -> Result<Self> {
+        let target = Target::new(host)?;
+        let mut builder = StatSkelBuilder::default();
+        target.configure(&mut builder.obj_builder)?;
+        // Of the object only its place is leaked: a pointer's worth, once a process.
+        let place = Box::leak(Box::new(MaybeUninit::uninit()));
+        let mut open = builder.open(place).map_err(|error| explain(error, "cannot open the BPF programs"))?;
+
+        let constants = open.maps.rodata_data.as_deref_mut().context("the BPF programs have no constants")?;
+        set_constants!(constants, skeleton::types, &target, selection);
+        constants.per_vcpu = per_vcpu.into();
+
+        let typed = target.access == Access::Typed;
+        open.progs.exit_typed.set_autoload(typed);
+        open.progs.entry_typed.set_autoload(typed);
+        open.progs.exit_untyped.set_autoload(!typed);
+        open.progs.entry_untyped.set_autoload(!typed);
+
+        let skeleton = open.load().map_err(|error| explain(error, "cannot load the BPF programs"))?;
+        let progs = &skeleton.progs;
+        // The entry first: an exit must not find its entry's program missing.
+        let order = if typed {
+            [&progs.entry_typed, &progs.exit_typed]
+        } else {
+            [&progs.entry_untyped, &progs.exit_untyped]
+        };
+        let links = order
+            .into_iter()
+            .map(|program| {
+                program.attach().map_err(|error| explain(error, "cannot attach to KVM's tracepoints"))
+            })
+            .collect::<Result<_>>()?;
+        Ok(Self { links, skeleton, isa: target.isa, access: target.access })
+    }
+
+    /// How the programs read the kernel.
+    pub fn access(&self) -> Access {
+        self.access
+    }
+
+    /// All that ended since the start.
+    ///
+    /// # Errors
+    /// The kernel's maps cannot be read.
+    pub fn read(&self) -> Result<Table> {
+        let mut table = Table::default();
+        let stats = &self.skeleton.maps.stats;
+        for key in stats.keys() {
+            let Some(values) = stats.lookup_percpu(&key, MapFlags::ANY)? else { continue };
+            // SAFETY: stat_key is made of integers.
+            let key: types::stat_key = unsafe { record(&key) }.context("the map of counts has short keys")?;
+            let times = table.entry(self.key(&key)).or_default();
+            for value in values {
+                // SAFETY: stat_value is made of integers.
+                let value: types::stat_value =
+                    unsafe { record(&value) }.context("the map of counts has short values")?;
+                times.add(&Times {
+                    count: value.count,
+                    unended: value.unended,
+                    total: value.total,
+                    min: value.min,
+                    max: value.max,
+                    buckets: value.buckets,
+                });
+            }
+        }
+        Ok(table)
+    }
+
+    /// Stops, and returns all that was counted, with the exits that no entry has ended.
+    ///
+    /// # Errors
+    /// The kernel's maps cannot be read.
+    pub fn finish(mut self) -> Result<(Table, Counters)> {
+        self.links.clear();
+        let mut table = self.read()?;
+        let vcpus = &self.skeleton.maps.vcpus;
+        for key in vcpus.keys() {
+            let Some(value) = vcpus.lookup(&key, MapFlags::ANY)? else { continue };
+            // SAFETY: stat_vcpu is made of integers.
+            let value: types::stat_vcpu =
+                unsafe { record(&value) }.context("the map of vCPUs has short values")?;
+            if value.exit_time != 0 {
+                table.entry(self.key(&value.key)).or_default().unended += 1;
+            }
+        }
+        Ok((table, self.counters()))
+    }
+
+    /// What could not be counted so far.
+    pub fn counters(&self) -> Counters {
+        self.skeleton.maps.bss_data.as_ref().map_or_else(Counters::default, |bss| Counters {
+            uncounted: bss.counters.uncounted,
+            undecided: bss.counters.undecided,
+        })
+    }
+
+    fn key(&self, key: &types::stat_key) -> Key {
+        let abi = abi_from_field(key.hypercall_abi);
+        Key {
+            vm: key.tgid,
+            vcpu: (key.vcpu_id != u32::MAX).then_some(key.vcpu_id),
+            level: Level::from_is_nested(key.is_nested),
+            isa: self.isa,
+            exit_reason: key.exit_reason,
+            detail: Detail::from_key(self.isa, key.exit_reason, abi, key.detail),
+        }
+    }
+}
+
+const _: () = assert!(crate::analysis::stat::BUCKETS == size_of::<[u64; 130]>() / 8);

@@ -1,0 +1,139 @@
+// SPDX-License-Identifier: MIT
+//! Exits one by one, each with the entry that ended it.
+
+use super::{Access, Target, explain, record, set_constants};
+use crate::host::Host;
+use crate::source::Selection;
+use anyhow::{Context, Result};
+use exitregs_common::event::Exit;
+use libbpf_rs::skel::{OpenSkel, SkelBuilder};
+use libbpf_rs::{Link, MapCore, MapFlags, RingBuffer, RingBufferBuilder};
+use std::cell::RefCell;
+use std::mem::MaybeUninit;
+use std::rc::Rc;
+
+#[allow(missing_docs, clippy::all, clippy::undocumented_unsafe_blocks, rustdoc::all)]
+mod skeleton {
+    include!(concat!(env!("OUT_DIR"), "/trace.skel.rs"));
+}
+use skeleton::{TraceSkel, TraceSkelBuilder, types};
+
+const _: () = assert!(size_of::<types::exit_record>() == size_of::<Exit>());
+
+/// A running trace. Dropping it removes the programs from the kernel.
+pub struct Trace {
+    links: Vec<Link>,
+    ring: RingBuffer<'static>,
+    received: Rc<RefCell<Vec<Exit>>>,
+    skeleton: TraceSkel<'static>,
+    access: Access,
+}
+
+/// What was not delivered.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Exits that found the ring buffer full.
+    pub lost: u64,
+    /// Exits whose filter read a field that was unknown.
+    pub undecided: u64,
+}
+
+impl Trace {
+    /// Starts to trace into a ring buffer of `buffer_size` bytes, a power of two of at least a page.
+    ///
+    /// # Errors
+    /// The host cannot run the programs, or the selection cannot be evaluated in the kernel.
+    pub fn start(host: &Host, selection: &Selection, buffer_size: u32) -> Result<Self> {
+        let target = Target::new(host)?;
+        let mut builder = TraceSkelBuilder::default();
+        target.configure(&mut builder.obj_builder)?;
+        // Of the object only its place is leaked: a pointer's worth, once a process.
+        let place = Box::leak(Box::new(MaybeUninit::uninit()));
+        let mut open = builder.open(place).map_err(|error| explain(error, "cannot open the BPF programs"))?;
+
+        let constants = open.maps.rodata_data.as_deref_mut().context("the BPF programs have no constants")?;
+        set_constants!(constants, skeleton::types, &target, selection);
+        open.maps.records.set_max_entries(buffer_size)?;
+
+        let typed = target.access == Access::Typed;
+        open.progs.exit_typed.set_autoload(typed);
+        open.progs.entry_typed.set_autoload(typed);
+        open.progs.exit_untyped.set_autoload(!typed);
+        open.progs.entry_untyped.set_autoload(!typed);
+
+        let skeleton = open.load().map_err(|error| explain(error, "cannot load the BPF programs"))?;
+        let received = Rc::new(RefCell::new(Vec::new()));
+        let into = Rc::clone(&received);
+        let mut rings = RingBufferBuilder::new();
+        rings.add(&skeleton.maps.records, move |bytes| {
+            // SAFETY: Exit is made of integers.
+            into.borrow_mut().extend(unsafe { record::<Exit>(bytes) });
+            0
+        })?;
+        let ring = rings.build()?;
+
+        let progs = &skeleton.progs;
+        // The entry first: an exit must not find its entry's program missing.
+        let order = if typed {
+            [&progs.entry_typed, &progs.exit_typed]
+        } else {
+            [&progs.entry_untyped, &progs.exit_untyped]
+        };
+        let links = order
+            .into_iter()
+            .map(|program| {
+                program.attach().map_err(|error| explain(error, "cannot attach to KVM's tracepoints"))
+            })
+            .collect::<Result<_>>()?;
+        Ok(Self { links, ring, received, skeleton, access: target.access })
+    }
+
+    /// How the programs read the kernel.
+    pub fn access(&self) -> Access {
+        self.access
+    }
+
+    /// The exits that have ended since the last call, by the time of the exit.
+    ///
+    /// # Errors
+    /// The ring buffer cannot be read.
+    pub fn read(&mut self) -> Result<Vec<Exit>> {
+        self.ring.consume().context("cannot read the ring buffer")?;
+        let mut exits = std::mem::take(&mut *self.received.borrow_mut());
+        exits.sort_by_key(|exit| exit.exit_time);
+        Ok(exits)
+    }
+
+    /// Stops; returns what has not been read yet, with the exits that no entry has ended.
+    ///
+    /// # Errors
+    /// The ring buffer or the map of vCPUs cannot be read.
+    pub fn finish(mut self) -> Result<(Vec<Exit>, Counters)> {
+        self.links.clear();
+        let mut exits = self.read()?;
+        let vcpus = &self.skeleton.maps.vcpus;
+        for key in vcpus.keys() {
+            let Some(value) = vcpus.lookup(&key, MapFlags::ANY)? else { continue };
+            // SAFETY: trace_vcpu is made of integers, and its records are laid out as Exit.
+            let value: types::trace_vcpu =
+                unsafe { record(&value) }.context("the map of vCPUs has short values")?;
+            for open in value.open.iter().filter(|open| open.exit_time != 0) {
+                // SAFETY: exit_record and Exit have the same members, all integers, and the same size.
+                let mut exit: Exit = unsafe { std::mem::transmute_copy(open) };
+                exit.entry_time = 0;
+                exits.push(exit);
+            }
+        }
+        exits.sort_by_key(|exit| exit.exit_time);
+        let counters = self.counters();
+        Ok((exits, counters))
+    }
+
+    /// What was not delivered so far.
+    pub fn counters(&self) -> Counters {
+        self.skeleton.maps.bss_data.as_ref().map_or_else(Counters::default, |bss| Counters {
+            lost: bss.counters.lost,
+            undecided: bss.counters.undecided,
+        })
+    }
+}
