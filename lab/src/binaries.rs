@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::env;
+use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Mutex;
@@ -24,7 +25,7 @@ pub struct Lab {
 /// Builds the lab's programs, once per process.
 ///
 /// # Errors
-/// If cargo fails; its messages have gone to standard error.
+/// If cargo fails; its messages are in the error or, if that is a terminal, on standard error.
 pub fn lab() -> Result<Lab> {
     let all = programs("exitregs-lab")?;
     let init = all.get("exitregs-lab-init").context("exitregs-lab has no program exitregs-lab-init")?.clone();
@@ -34,7 +35,7 @@ pub fn lab() -> Result<Lab> {
 /// Builds the `exitregs` command, once per process, and returns its path.
 ///
 /// # Errors
-/// If cargo fails; its messages have gone to standard error.
+/// If cargo fails; its messages are in the error or, if that is a terminal, on standard error.
 pub fn tool() -> Result<PathBuf> {
     programs("exitregs")?.remove("exitregs").context("the package exitregs has no program exitregs")
 }
@@ -52,7 +53,7 @@ pub fn target_folder() -> PathBuf {
 /// The programs of a package of the workspace by name, built on the first call for it.
 ///
 /// # Errors
-/// If cargo fails; its messages have gone to standard error.
+/// If cargo fails; its messages are in the error or, if that is a terminal, on standard error.
 pub fn programs(package: &str) -> Result<BTreeMap<String, PathBuf>> {
     static BUILT: Mutex<BTreeMap<String, BTreeMap<String, PathBuf>>> = Mutex::new(BTreeMap::new());
     // A panic while it was held cannot have left the map half changed: it is written in one go.
@@ -62,14 +63,22 @@ pub fn programs(package: &str) -> Result<BTreeMap<String, PathBuf>> {
     }
     let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = Command::new(cargo);
-    command.args(["build", "--release", "--bins", "--quiet", "--message-format=json-render-diagnostics"]);
+    command.args(["build", "--release", "--bins", "--message-format=json-render-diagnostics"]);
     command.args(["--package", package, "--target", TARGET]);
     // A folder of its own: cargo may be running in the usual one right now, waiting for this very process.
     command.arg("--target-dir").arg(target_folder().join("static"));
     command.env_remove("CARGO_ENCODED_RUSTFLAGS").env("RUSTFLAGS", "-C target-feature=+crt-static");
-    command.current_dir(workspace()).stdin(Stdio::null()).stderr(Stdio::inherit());
+    command.current_dir(workspace()).stdin(Stdio::null());
+    // A person sees cargo's progress; for a program that reads our messages, cargo's are noise unless it fails.
+    if std::io::stderr().is_terminal() {
+        command.stderr(Stdio::inherit());
+    }
     let output = command.output().context("cannot run cargo")?;
-    ensure!(output.status.success(), "cannot build the static binaries of {package}");
+    ensure!(
+        output.status.success(),
+        "cannot build the static binaries of {package}\n{}",
+        String::from_utf8_lossy(&output.stderr).trim()
+    );
 
     let mut programs = BTreeMap::new();
     for line in String::from_utf8_lossy(&output.stdout).lines() {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 //! `cargo xtask lab`: runs a command inside an emulated host.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -64,6 +65,9 @@ struct Amd {
     /// Time limit for boot and command
     #[arg(long, value_name = "SECONDS", default_value_t = 120)]
     timeout: u64,
+    /// Leave the programs of this checkout out
+    #[arg(long)]
+    bare: bool,
     /// Show the command's output while it runs
     #[arg(long)]
     live: bool,
@@ -103,9 +107,14 @@ pub fn run(arguments: Arguments) -> Result<ExitCode> {
         .kvm(if amd.no_kvm { Kvm::NotLoaded } else { Kvm::Loaded })
         .time_limit(Duration::from_secs(amd.timeout))
         .live(amd.live);
-    for program in binaries::programs("exitregs")?.into_values().chain(binaries::lab()?.all.into_values()) {
-        let inside = Path::new("/usr/bin").join(program.file_name().context("a program has no name")?);
-        host = host.file(program, inside);
+    if !amd.bare {
+        for program in [binaries::programs("exitregs")?, binaries::lab()?.all]
+            .into_iter()
+            .flat_map(BTreeMap::into_values)
+        {
+            let inside = Path::new("/usr/bin").join(program.file_name().context("a program has no name")?);
+            host = host.file(program, inside);
+        }
     }
     for program in amd.with {
         host = host.program(program);
@@ -132,7 +141,7 @@ pub fn run(arguments: Arguments) -> Result<ExitCode> {
         eprintln!("lab: not brought back: {missing}");
     }
     let status = outcome.status();
-    if !status.success() && !matches!(status, Status::Code(_)) {
+    if !matches!(status, Status::Code(_)) {
         eprintln!("lab: {status}");
     }
     Ok(match status.shell_code() {
