@@ -86,7 +86,8 @@ static __always_inline int on_exit(struct kvm_vcpu *vcpu, const bool direct)
 	struct stat_vcpu *state;
 	bool nested;
 
-	if (!vm_selected(tgid))
+	/* Newer verifiers want to see that a tracepoint's argument is not NULL. */
+	if (!vcpu || !vm_selected(tgid))
 		return 0;
 	state = bpf_map_lookup_elem(&vcpus, &vcpu_key);
 	if (!state) {
@@ -153,7 +154,7 @@ static __always_inline int on_entry(struct kvm_vcpu *vcpu)
 	__u64 time;
 	__u32 index;
 
-	if (!state || !state->exit_time)
+	if (!vcpu || !state || !state->exit_time)
 		return 0;
 	time = now - state->exit_time;
 	state->exit_time = 0;

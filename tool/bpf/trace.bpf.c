@@ -75,7 +75,8 @@ static __always_inline int on_exit(struct kvm_vcpu *vcpu, const bool direct)
 	__u32 slot = 0;
 	bool nested;
 
-	if (!vm_selected(tgid))
+	/* Newer verifiers want to see that a tracepoint's argument is not NULL. */
+	if (!vcpu || !vm_selected(tgid))
 		return 0;
 	state = bpf_map_lookup_elem(&vcpus, &vcpu_key);
 	if (!state) {
@@ -175,7 +176,7 @@ static __always_inline int on_entry(struct kvm_vcpu *vcpu, const bool direct)
 	bool nested;
 	__u32 last;
 
-	if (!state)
+	if (!vcpu || !state)
 		return 0;
 	last = state->last;
 	state->last = TRACE_NONE;

@@ -18,14 +18,19 @@ pub(crate) struct Stop {
 }
 
 impl Stop {
-    /// Takes the signals from now on, and stops after `duration` if one is given.
-    pub(crate) fn after(duration: Option<Duration>) -> std::io::Result<Self> {
+    /// Takes the signals from now on.
+    pub(crate) fn new() -> std::io::Result<Self> {
         let signal = Arc::new(AtomicBool::new(false));
         for number in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM, signal_hook::consts::SIGHUP]
         {
             signal_hook::flag::register(number, Arc::clone(&signal))?;
         }
-        Ok(Self { signal, deadline: duration.map(|duration| Instant::now() + duration) })
+        Ok(Self { signal, deadline: None })
+    }
+
+    /// Stops `duration` from now, if one is given.
+    pub(crate) fn after(&mut self, duration: Option<Duration>) {
+        self.deadline = duration.map(|duration| Instant::now() + duration);
     }
 
     pub(crate) fn is_due(&self) -> bool {

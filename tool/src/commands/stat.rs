@@ -76,13 +76,14 @@ pub fn run(arguments: &Arguments) -> Result<u8> {
         names_learnt: Instant::now(),
     };
 
-    let stop = Stop::after(arguments.duration)?;
+    let mut stop = Stop::new()?;
     let stat = Stat::start(&host, &selection, arguments.per_vcpu)?;
     let mut command = start(&arguments.command)?;
     if command.is_none() && arguments.duration.is_none() {
         eprintln!("exitregs: counting by the bpf source with {}; Ctrl-C stops and prints", stat.access());
     }
 
+    stop.after(arguments.duration);
     report.started = Instant::now();
     let mut earlier = Table::default();
     let mut earlier_time = report.started;

@@ -67,13 +67,14 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         names: Names::default(),
     };
 
-    let stop = Stop::after(arguments.duration)?;
+    let mut stop = Stop::new()?;
     let mut trace = Trace::start(&host, &selection, arguments.buffer_size)?;
     eprintln!("exitregs: tracing by the bpf source with {}; Ctrl-C stops", trace.access());
     if !arguments.json {
         line::heading(&mut printer.out)?;
         printer.out.flush()?;
     }
+    stop.after(arguments.duration);
     loop {
         let due = stop.is_due();
         printer.print(&trace.read()?)?;
