@@ -1,0 +1,192 @@
+// SPDX-License-Identifier: MIT
+//! Filters: what they select, that their text and their program mean the same, and that bad text is told where it is bad.
+
+use exitregs::filter::{Filter, Operation, Operator};
+use exitregs_common::event::{Event, Exit, KvmExit};
+use exitregs_common::isa::{Isa, Level};
+use exitregs_common::view::VIEWS;
+use proptest::prelude::*;
+
+fn parse(text: &str) -> Filter<KvmExit> {
+    Filter::parse(text, Isa::Svm).unwrap_or_else(|error| panic!("{error}"))
+}
+
+/// Runs a program as tool/bpf/filter.h does, over the record's bytes.
+fn run(program: &[Operation], exit: &KvmExit) -> bool {
+    let field = |operation: &Operation| {
+        let index = KvmExit::FIELDS.iter().position(|field| field.offset == operation.offset as usize).unwrap();
+        assert_eq!(KvmExit::FIELDS[index].size, operation.size as usize);
+        exit.value(index).unwrap()
+    };
+    let mut stack = Vec::new();
+    for operation in program {
+        let result = match operation.operator {
+            Operator::And => {
+                let (right, left) = (stack.pop().unwrap(), stack.pop().unwrap());
+                left && right
+            }
+            Operator::Or => {
+                let (right, left) = (stack.pop().unwrap(), stack.pop().unwrap());
+                left || right
+            }
+            Operator::Not => !stack.pop().unwrap(),
+            Operator::Equal => field(operation) == operation.operand,
+            Operator::NotEqual => field(operation) != operation.operand,
+            Operator::Less => field(operation) < operation.operand,
+            Operator::LessOrEqual => field(operation) <= operation.operand,
+            Operator::Greater => field(operation) > operation.operand,
+            Operator::GreaterOrEqual => field(operation) >= operation.operand,
+            Operator::BitAnd => field(operation) & operation.operand != 0,
+        };
+        stack.push(result);
+    }
+    assert_eq!(stack.len(), 1, "a program leaves one result");
+    stack[0]
+}
+
+/// Exits whose values collide with those of [`filters`] often enough to be selected.
+fn exits() -> impl Strategy<Value = KvmExit> {
+    let small = || prop_oneof![0u64..4, Just(0x7c), Just(0x1_0000_0000), any::<u64>()];
+    (small(), small(), small(), small(), small(), 0u8..2, 0u32..4).prop_map(
+        |(exit_reason, info1, rax, rcx, guest_rip, is_nested, vcpu_id)| KvmExit {
+            exit_reason: exit_reason as u32,
+            info1,
+            rax,
+            rcx,
+            guest_rip,
+            is_nested,
+            vcpu_id,
+            isa: Isa::Svm as u32,
+            ..KvmExit::default()
+        },
+    )
+}
+
+fn filters() -> impl Strategy<Value = String> {
+    let names: Vec<_> = KvmExit::FIELDS.iter().map(|field| field.name).collect();
+    let operators = prop::sample::select(vec!["==", "!=", "<", "<=", ">", ">=", "&"]);
+    let numbers = prop_oneof![
+        (0u64..5).prop_map(|number| number.to_string()),
+        any::<u64>().prop_map(|number| format!("{number:#x}")),
+        Just("0x7c".to_owned()),
+        Just("0400".to_owned()),
+    ];
+    let comparison = (prop::sample::select(names), operators, numbers)
+        .prop_map(|(name, operator, number)| format!("{name} {operator} {number}"));
+    comparison.prop_recursive(5, 24, 2, |inner| {
+        prop_oneof![
+            inner.clone().prop_map(|inner| format!("!({inner})")),
+            inner.clone().prop_map(|inner| format!("({inner})")),
+            (inner.clone(), inner.clone()).prop_map(|(left, right)| format!("{left} && {right}")),
+            (inner.clone(), inner).prop_map(|(left, right)| format!("{left} || {right}")),
+        ]
+    })
+}
+
+proptest! {
+    #[test]
+    fn text_and_program_select_the_same(text in filters(), exit in exits()) {
+        let filter = parse(&text);
+        let selected = filter.selects(&exit);
+        prop_assert_eq!(parse(&filter.to_string()).selects(&exit), selected, "as text: {}", filter);
+        if let Ok(program) = filter.program() {
+            prop_assert_eq!(run(&program, &exit), selected, "as a program: {}", filter);
+        }
+    }
+
+    #[test]
+    fn bad_text_is_an_error_with_a_place_in_it(text in ".{0,60}") {
+        if let Err(error) = Filter::<KvmExit>::parse(&text, Isa::Vmx) {
+            prop_assert!(error.span.end <= text.len());
+            prop_assert!(text.get(error.span.clone()).is_some(), "between characters");
+            let shown = error.to_string();
+            prop_assert!(shown.contains('^'), "{}", shown);
+        }
+    }
+
+    #[test]
+    fn damaged_filters_are_no_danger(text in filters(), at in any::<prop::sample::Index>(), junk in "[()!&|=<>a-z0-9 ~\"é]") {
+        let mut text: Vec<char> = text.chars().collect();
+        let at = at.index(text.len());
+        text[at] = junk.chars().next().unwrap();
+        let text: String = text.into_iter().collect();
+        if let Err(error) = Filter::<KvmExit>::parse(&text, Isa::Svm) {
+            prop_assert!(error.to_string().contains('^'));
+        }
+    }
+
+    #[test]
+    fn views_select_what_their_text_does(exit in exits(), svm in any::<bool>(), level in 0u8..3) {
+        let isa = if svm { Isa::Svm } else { Isa::Vmx };
+        let exit = Exit { exit: KvmExit { isa: isa as u32, exit_reason: exit.exit_reason & 0x7ff, ..exit }, ..Exit::default() };
+        let level = [None, Some(Level::L1), Some(Level::L2)][usize::from(level)];
+        for view in VIEWS.iter().filter(|view| view.event == KvmExit::NAME) {
+            let text = view.filter(isa, level).to_string();
+            let filter = Filter::<KvmExit>::parse(&text, isa).unwrap();
+            prop_assert_eq!(filter.selects(&exit.exit), view.selects(&exit, level), "{}: {}", view.name, text);
+        }
+    }
+}
+
+#[test]
+fn precedence_is_the_kernels() {
+    let exit = KvmExit { exit_reason: 1, rax: 1, ..KvmExit::default() };
+    // && before ||: true || (true && false).
+    assert!(parse("rax == 1 || exit_reason == 1 && rax == 0").selects(&exit));
+    assert!(!parse("(rax == 1 || exit_reason == 1) && rax == 0").selects(&exit));
+    // ! takes the comparison, not the field.
+    assert!(parse("!rax == 5").selects(&exit));
+    assert!(!parse("!!rax == 5").selects(&exit));
+}
+
+#[test]
+fn numbers_are_the_kernels() {
+    let exit = |rcx| KvmExit { rcx, ..KvmExit::default() };
+    assert!(parse("rcx == 010").selects(&exit(8)));
+    assert!(parse("rcx == 0X10").selects(&exit(16)));
+    assert!(parse("rcx & 0x6").selects(&exit(4)));
+    assert!(!parse("rcx & 0x6").selects(&exit(1)));
+    // The kernel cuts a number to the size of its field.
+    assert!(parse("exit_reason == 0x10000007c").selects(&KvmExit { exit_reason: 0x7c, ..KvmExit::default() }));
+    // It has no way to mask a register: dirty upper bits are part of the value.
+    assert!(!parse("rcx == 0x10").selects(&exit(0xdead_0000_0000_0010)));
+}
+
+#[test]
+fn names_are_numbers() {
+    assert_eq!(parse("rcx == IA32_TSC_DEADLINE").to_string(), "rcx == 0x6e0");
+    assert_eq!(parse("rcx == msr_efer").to_string(), "rcx == 0xc0000080");
+    assert_eq!(parse("exit_reason == npf").to_string(), "exit_reason == 0x400");
+    let vmx = Filter::<KvmExit>::parse("exit_reason == ept_violation", Isa::Vmx).unwrap();
+    assert_eq!(vmx.to_string(), "exit_reason == 0x30");
+}
+
+#[test]
+fn errors_show_the_place() {
+    let error = |text: &str| Filter::<KvmExit>::parse(text, Isa::Svm).unwrap_err().to_string();
+    assert_eq!(
+        error("is_nested && rax == 1"),
+        "a field alone is not a condition\n  | is_nested && rax == 1\n  | ^^^^^^^^^\n  = write `is_nested == 1` or `is_nested != 0`"
+    );
+    assert!(error("rax == 1 && foo == 2").contains("\n  |             ^^^\n  = the fields are exit_reason, guest_rip"));
+    assert!(error("rax ~ \"x\"").contains("`~` is for strings"));
+    assert!(error("rax == \"x\"").contains("`rax` is a number, not a string"));
+    assert!(error("rax = 1").contains("expected a comparison"));
+    assert!(error("rax == -1").contains("`rax` is unsigned"));
+    assert!(error("rax == 0x10000000000000000").contains("does not fit into 64 bits"));
+    assert!(error("rax == 08").contains("not a number"));
+    assert!(error("(rax == 1").contains("never closed\n  | (rax == 1\n  | ^"));
+    assert!(error("rax == 1)").contains("never opened\n  | rax == 1)\n  |         ^"));
+    assert!(error("").contains("expected a field's name"));
+    assert!(error("rax == 1 rbx == 2").contains("expected `&&`, `||` or the end"));
+    assert!(error(&"(".repeat(1000)).contains("nested more than"));
+    assert!(error(&"!".repeat(100_000)).contains("nested more than"));
+}
+
+#[test]
+fn a_program_that_is_too_long_is_refused() {
+    let text = vec!["rax == 1"; 33].join(" || ");
+    let error = parse(&text).program().unwrap_err();
+    assert_eq!(error.0, 65);
+    assert!(parse(&vec!["rax == 1"; 32].join(" || ")).program().is_ok());
+}
