@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 //! `cargo xtask`: the developer commands of this repository.
 
+mod dist;
 mod lab;
 mod setup;
 mod test;
@@ -24,6 +25,7 @@ enum Command {
     Test(test::Arguments),
     Soak(test::SoakArguments),
     Lab(lab::Arguments),
+    Dist(dist::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -32,6 +34,7 @@ fn main() -> ExitCode {
         Command::Test(arguments) => test::run(&arguments),
         Command::Soak(arguments) => test::soak(&arguments),
         Command::Lab(arguments) => lab::run(arguments),
+        Command::Dist(arguments) => dist::run(&arguments),
     };
     result.unwrap_or_else(|error| {
         eprintln!("xtask: {error:#}");
