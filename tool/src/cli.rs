@@ -6,6 +6,7 @@ use crate::filter::Filter;
 use crate::host::Host;
 use crate::source::{self, Selection};
 use crate::vm;
+use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use exitregs_common::event::{Event, KvmExit};
 use exitregs_common::hypercall::Abi;
@@ -76,8 +77,8 @@ impl From<LevelArgument> for Level {
 #[derive(Debug, Default, Args)]
 #[command(next_help_heading = "Which exits")]
 pub struct SelectionArguments {
-    /// Exits of a view: msr, msr-read, msr-write, hypercall, cpuid, pio, page-fault, cr, hlt, interrupt, nested
-    #[arg(long, value_name = "VIEW", value_delimiter = ',', value_parser = view)]
+    /// Exits of a view
+    #[arg(long, value_name = "VIEW", value_delimiter = ',', value_parser = views())]
     view: Vec<&'static View>,
     /// Exits from this level
     #[arg(long, ignore_case = true)]
@@ -95,31 +96,23 @@ pub struct SelectionArguments {
     #[arg(long = "where", value_name = "EXPR")]
     condition: Option<String>,
     /// How L2's hypercalls are to be read, which only L1 knows
-    #[arg(long, value_name = "ABI", value_parser = abi)]
+    #[arg(long, value_name = "ABI", value_parser = abis())]
     hypercall_abi: Option<Abi>,
     /// Where exits come from; the best source of this host if not given
     #[arg(long, value_enum)]
     source: Option<Source>,
 }
 
-fn view(name: &str) -> Result<&'static View, String> {
-    let names =
-        || VIEWS.iter().filter(|view| view.event == KvmExit::NAME).map(|view| view.name).collect::<Vec<_>>();
-    match View::by_name(name) {
-        Some(view) if view.event == KvmExit::NAME => Ok(view),
-        Some(view) => Err(format!(
-            "{} is a view of the event {}, which no source of this host has; try --view page-fault --level l2",
-            view.name, view.event
-        )),
-        None => Err(format!("the views are {}", names().join(", "))),
-    }
+/// The views of exits: those of other events need a source that has these events.
+fn views() -> impl TypedValueParser<Value = &'static View> {
+    let views = VIEWS.iter().filter(|view| view.event == KvmExit::NAME);
+    PossibleValuesParser::new(views.map(|view| PossibleValue::new(view.name).help(view.about)))
+        .try_map(|name| View::by_name(&name).ok_or("no such view"))
 }
 
-fn abi(name: &str) -> Result<Abi, String> {
-    Abi::by_name(name).ok_or_else(|| {
-        let names: Vec<_> = Abi::ALL.iter().map(|abi| abi.name()).collect();
-        format!("the conventions are {}", names.join(", "))
-    })
+fn abis() -> impl TypedValueParser<Value = Abi> {
+    PossibleValuesParser::new(Abi::ALL.map(Abi::name))
+        .try_map(|name| Abi::by_name(&name).ok_or("no such convention"))
 }
 
 impl SelectionArguments {

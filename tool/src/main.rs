@@ -10,7 +10,7 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     let result = match &cli.command {
         Command::Doctor(arguments) => doctor::run(arguments),
-        Command::Trace(arguments) => trace::run(arguments).map(|()| 0),
+        Command::Trace(arguments) => trace::run(arguments),
         Command::Stat(arguments) => stat::run(arguments),
         Command::Generate(arguments) => generate::run(arguments).map(|()| 0),
     };

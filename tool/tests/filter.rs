@@ -14,7 +14,8 @@ fn parse(text: &str) -> Filter<KvmExit> {
 /// Runs a program as tool/bpf/filter.h does, over the record's bytes.
 fn run(program: &[Operation], exit: &KvmExit) -> bool {
     let field = |operation: &Operation| {
-        let index = KvmExit::FIELDS.iter().position(|field| field.offset == operation.offset as usize).unwrap();
+        let index =
+            KvmExit::FIELDS.iter().position(|field| field.offset == operation.offset as usize).unwrap();
         assert_eq!(KvmExit::FIELDS[index].size, operation.size as usize);
         exit.value(index).unwrap()
     };
@@ -147,7 +148,9 @@ fn numbers_are_the_kernels() {
     assert!(parse("rcx & 0x6").selects(&exit(4)));
     assert!(!parse("rcx & 0x6").selects(&exit(1)));
     // The kernel cuts a number to the size of its field.
-    assert!(parse("exit_reason == 0x10000007c").selects(&KvmExit { exit_reason: 0x7c, ..KvmExit::default() }));
+    assert!(
+        parse("exit_reason == 0x10000007c").selects(&KvmExit { exit_reason: 0x7c, ..KvmExit::default() })
+    );
     // It has no way to mask a register: dirty upper bits are part of the value.
     assert!(!parse("rcx == 0x10").selects(&exit(0xdead_0000_0000_0010)));
 }
@@ -168,7 +171,10 @@ fn errors_show_the_place() {
         error("is_nested && rax == 1"),
         "a field alone is not a condition\n  | is_nested && rax == 1\n  | ^^^^^^^^^\n  = write `is_nested == 1` or `is_nested != 0`"
     );
-    assert!(error("rax == 1 && foo == 2").contains("\n  |             ^^^\n  = the fields are exit_reason, guest_rip"));
+    assert!(
+        error("rax == 1 && foo == 2")
+            .contains("\n  |             ^^^\n  = the fields are exit_reason, guest_rip")
+    );
     assert!(error("rax ~ \"x\"").contains("`~` is for strings"));
     assert!(error("rax == \"x\"").contains("`rax` is a number, not a string"));
     assert!(error("rax = 1").contains("expected a comparison"));

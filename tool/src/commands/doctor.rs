@@ -141,7 +141,12 @@ fn nested(host: &Host) -> Check {
                 format!("if L2 guests are wanted: modprobe -r {module} && modprobe {module} nested=1"),
             )
         }
-        _ => note("nested", "unknown without KVM", "see KVM above"),
+        _ => Check {
+            name: "nested",
+            finding: Finding::Note,
+            is: "unknown without KVM".to_owned(),
+            remedy: None,
+        },
     }
 }
 
@@ -204,7 +209,7 @@ fn tracefs() -> Check {
         Some(place) => ok("tracefs", *place),
         None => note(
             "tracefs",
-            "not mounted, or not readable by this user",
+            "not mounted, or not for this user",
             "the bpf source does not need it; for trace-cmd and perf: mount -t tracefs nodev /sys/kernel/tracing",
         ),
     }
@@ -215,6 +220,11 @@ fn source_bpf(host: &Host) -> Check {
         bpf::check_kvm(host).and_then(|_| bpf::check_btf(host)).and_then(|()| bpf::check_permission(host));
     match access {
         Ok(access) => ok("source bpf", access.to_string()),
-        Err(unusable) => missing("source bpf", unusable),
+        Err(_) => Check {
+            name: "source bpf",
+            finding: Finding::Missing,
+            is: "needs what is missing above".to_owned(),
+            remedy: None,
+        },
     }
 }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 //! The commands, one a file.
 
+mod child;
 pub mod doctor;
 pub mod generate;
 pub mod stat;

@@ -2,6 +2,7 @@
 //! `exitregs stat`: exits counted and timed in the kernel.
 
 use super::Stop;
+use super::child::Child;
 use crate::analysis::stat::{Table, since};
 use crate::cli::SelectionArguments;
 use crate::host::Host;
@@ -15,9 +16,7 @@ use clap::Args;
 use serde_json::json;
 use std::fs::File;
 use std::io::{self, Write};
-use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
-use std::process::{Child, Command, ExitStatus};
 use std::time::{Duration, Instant};
 
 /// How soon the end of a command is noticed.
@@ -28,8 +27,6 @@ const NAMES_INTERVAL: Duration = Duration::from_millis(250);
 /// The arguments of `exitregs stat`.
 #[derive(Debug, Args)]
 pub struct Arguments {
-    #[command(flatten)]
-    selection: SelectionArguments,
     /// Stop after this time: 10, 500ms, 2m
     #[arg(long, value_name = "TIME", value_parser = super::duration)]
     duration: Option<Duration>,
@@ -57,6 +54,8 @@ pub struct Arguments {
     /// A command during which all VMs' exits are counted, whoever runs them; its exit status becomes ours
     #[arg(trailing_var_arg = true, value_name = "COMMAND")]
     command: Vec<String>,
+    #[command(flatten)]
+    selection: SelectionArguments,
 }
 
 /// Runs it; returns the command's exit status, 0 without a command.
@@ -78,8 +77,8 @@ pub fn run(arguments: &Arguments) -> Result<u8> {
 
     let mut stop = Stop::new()?;
     let stat = Stat::start(&host, &selection, arguments.per_vcpu)?;
-    let mut command = start(&arguments.command)?;
-    if command.is_none() && arguments.duration.is_none() {
+    let mut command = Child::start(&arguments.command)?;
+    if !command.exists() && arguments.duration.is_none() {
         eprintln!("exitregs: counting by the bpf source with {}; Ctrl-C stops and prints", stat.access());
     }
 
@@ -87,21 +86,16 @@ pub fn run(arguments: &Arguments) -> Result<u8> {
     report.started = Instant::now();
     let mut earlier = Table::default();
     let mut earlier_time = report.started;
-    let mut status = None;
     loop {
         let next = arguments.interval.map(|interval| earlier_time + interval);
-        while !stop.is_due() && next.is_none_or(|next| Instant::now() < next) {
-            if let Some(child) = &mut command {
-                status = child.try_wait().context("cannot wait for the command")?;
-                if status.is_some() {
-                    break;
-                }
-            }
+        let mut ended = false;
+        while !ended && !stop.is_due() && next.is_none_or(|next| Instant::now() < next) {
             let left = next.map_or(WAIT_INTERVAL, |next| next.saturating_duration_since(Instant::now()));
             stop.sleep(left.min(WAIT_INTERVAL));
             report.learn_names();
+            ended = command.has_ended()?;
         }
-        if status.is_some() || stop.is_due() {
+        if ended || stop.is_due() {
             break;
         }
         let now = stat.read()?;
@@ -129,26 +123,7 @@ pub fn run(arguments: &Arguments) -> Result<u8> {
             counters.undecided
         );
     }
-    if status.is_none() {
-        if let Some(mut child) = command {
-            // Ctrl-C reached the command as well; SIGTERM and --duration did not.
-            let _ = child.kill();
-            status = Some(child.wait().context("cannot wait for the command")?);
-        }
-    }
-    Ok(status.map_or(0, exit_code))
-}
-
-fn start(command: &[String]) -> Result<Option<Child>> {
-    let Some((program, arguments)) = command.split_first() else { return Ok(None) };
-    let child = Command::new(program).args(arguments).spawn();
-    Ok(Some(child.with_context(|| format!("cannot run {program}"))?))
-}
-
-/// As a shell has it: 128 and the signal's number for a command that a signal ended.
-fn exit_code(status: ExitStatus) -> u8 {
-    let code = status.code().or_else(|| status.signal().map(|signal| 128 + signal));
-    code.and_then(|code| u8::try_from(code).ok()).unwrap_or(1)
+    command.exit_code()
 }
 
 fn output(arguments: &Arguments) -> Result<Box<dyn Write>> {

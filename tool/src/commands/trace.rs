@@ -2,6 +2,7 @@
 //! `exitregs trace`: one line per exit.
 
 use super::Stop;
+use super::child::Child;
 use crate::cli::SelectionArguments;
 use crate::host::Host;
 use crate::output::{json, line};
@@ -25,8 +26,6 @@ const BUFFER: usize = 1 << 16;
 /// The arguments of `exitregs trace`.
 #[derive(Debug, Args)]
 pub struct Arguments {
-    #[command(flatten)]
-    selection: SelectionArguments,
     /// Stop after this many exits
     #[arg(short = 'n', long, value_name = "N")]
     count: Option<u64>,
@@ -42,6 +41,11 @@ pub struct Arguments {
     /// Ring buffer for exits that were not printed yet, in MiB; a power of two
     #[arg(long, value_name = "MIB", default_value = "32", value_parser = buffer_size)]
     buffer_size: u32,
+    /// A command during which all VMs' exits are traced, whoever runs them; its exit status becomes ours
+    #[arg(trailing_var_arg = true, value_name = "COMMAND")]
+    command: Vec<String>,
+    #[command(flatten)]
+    selection: SelectionArguments,
 }
 
 fn buffer_size(text: &str) -> Result<u32, String> {
@@ -51,11 +55,11 @@ fn buffer_size(text: &str) -> Result<u32, String> {
     }
 }
 
-/// Runs it.
+/// Runs it; returns the command's exit status, 0 without a command.
 ///
 /// # Errors
 /// The source does not work here, the selection makes no sense, or the output cannot be written.
-pub fn run(arguments: &Arguments) -> Result<()> {
+pub fn run(arguments: &Arguments) -> Result<u8> {
     let host = Host::this();
     let selection = arguments.selection.on(&host)?;
     let mut printer = Printer {
@@ -74,9 +78,10 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         line::heading(&mut printer.out)?;
         printer.out.flush()?;
     }
+    let mut command = Child::start(&arguments.command)?;
     stop.after(arguments.duration);
     loop {
-        let due = stop.is_due();
+        let due = stop.is_due() || command.has_ended()?;
         printer.print(&trace.read()?)?;
         if due || printer.left == 0 {
             break;
@@ -99,7 +104,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
             counters.undecided
         );
     }
-    Ok(())
+    command.exit_code()
 }
 
 /// Where the lines go: colours only to a terminal.
