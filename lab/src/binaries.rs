@@ -73,7 +73,8 @@ pub fn programs(package: &str) -> Result<BTreeMap<String, PathBuf>> {
     if std::io::stderr().is_terminal() {
         command.stderr(Stdio::inherit());
     }
-    let output = command.output().context("cannot run cargo")?;
+    let output =
+        command.output().with_context(|| format!("cannot run cargo in {}", workspace().display()))?;
     ensure!(
         output.status.success(),
         "cannot build the static binaries of {package}\n{}",
