@@ -35,9 +35,11 @@ impl Outcome {
             return Self::Completed;
         }
         let injected = EventInfo(exit.entry.intr_info);
+        // An event whose delivery the exit interrupted is injected again: it is not the exit's doing.
         let is_exception = exit.knows_entry("intr_info")
             && injected.is_valid()
-            && injected.event_type() == EventType::Exception;
+            && injected.event_type() == EventType::Exception
+            && !vectoring(exit).is_valid();
         // On VMX the RIP of the exit may be unknown; that KVM wrote a new one, while nobody but KVM
         // could, tells as much.
         let l0_alone = exit.entry_time == exit.next_entry_time;
@@ -55,6 +57,11 @@ impl Outcome {
         }
         Self::Unknown
     }
+}
+
+/// The event that was being delivered at the exit: SVM's EXITINTINFO, VMX's IDT-vectoring information.
+fn vectoring(exit: &Exit) -> EventInfo {
+    EventInfo(if exit.exit.isa == Isa::Svm as u32 { exit.exit.intr_info } else { exit.exit.info2 as u32 })
 }
 
 /// What the instruction gave, for the exits that have a [`Detail`]; of the others only an exception shows.

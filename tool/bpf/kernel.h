@@ -128,6 +128,12 @@ struct vcpu_vmx___vt {
 	struct vcpu_vt vt;
 };
 
+/* include/linux/sched.h */
+struct task_struct {
+	struct task_struct *group_leader;
+	char comm[16];
+};
+
 #pragma clang attribute pop
 
 /* The GPRs' places in regs[] are their ModRM numbers. */

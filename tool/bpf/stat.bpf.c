@@ -98,6 +98,11 @@ static __always_inline int on_exit(struct kvm_vcpu *vcpu, const bool direct)
 			return 0;
 		}
 	}
+	if (state->key.tgid != tgid) {
+		struct task_struct *task = (void *)bpf_get_current_task();
+
+		BPF_CORE_READ_STR_INTO(&state->command, task, group_leader, comm);
+	}
 	if (state->exit_time) {
 		/* The entry never came to pass: count the exit it should have ended, without a time. */
 		struct stat_value *value = stat_value(&state->key);

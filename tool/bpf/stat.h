@@ -35,6 +35,7 @@ struct stat_value {
 
 struct stat_vcpu {
 	__u64 exit_time;
+	__u8 command[16];	/* of the VMM, which may be gone when its name is wanted */
 	struct stat_key key;
 	__u32 unknown;
 	__u8 kind;

@@ -5,6 +5,8 @@ use std::collections::HashMap;
 use std::fs;
 use std::path::Path;
 
+const UNKNOWN: &str = "?";
+
 /// The names of VMs, each looked up once, so that a VM keeps its name when it is gone.
 #[derive(Debug, Default)]
 pub struct Names {
@@ -12,9 +14,16 @@ pub struct Names {
 }
 
 impl Names {
+    /// Gives a VM whose name is not known the name of its VMM's command.
+    pub fn suggest(&mut self, pid: u32, command: &str) {
+        if self.get(pid) == UNKNOWN && !command.is_empty() {
+            self.known.insert(pid, printable(command));
+        }
+    }
+
     /// The name of the VM whose VMM has this pid: QEMU's `-name`, else the command's name, else `?`.
     pub fn get(&mut self, pid: u32) -> &str {
-        self.known.entry(pid).or_insert_with(|| name(pid).unwrap_or_else(|| "?".to_owned()))
+        self.known.entry(pid).or_insert_with(|| name(pid).unwrap_or_else(|| UNKNOWN.to_owned()))
     }
 }
 

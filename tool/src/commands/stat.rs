@@ -76,7 +76,7 @@ pub fn run(arguments: &Arguments) -> Result<u8> {
     };
 
     let mut stop = Stop::new()?;
-    let stat = Stat::start(&host, &selection, arguments.per_vcpu)?;
+    let mut stat = Stat::start(&host, &selection, arguments.per_vcpu)?;
     let mut command = Child::start(&arguments.command)?;
     if !command.exists() && arguments.duration.is_none() {
         eprintln!("exitregs: counting by the bpf source with {}; Ctrl-C stops and prints", stat.access());
@@ -99,6 +99,7 @@ pub fn run(arguments: &Arguments) -> Result<u8> {
             break;
         }
         let now = stat.read()?;
+        report.suggest_names(&stat)?;
         let time = Instant::now();
         report.print(&since(&now, &earlier), time - earlier_time, time)?;
         (earlier, earlier_time) = (now, time);
@@ -106,6 +107,7 @@ pub fn run(arguments: &Arguments) -> Result<u8> {
 
     let time = Instant::now();
     let (now, counters) = stat.finish()?;
+    report.suggest_names(&stat)?;
     if arguments.interval.is_some() {
         report.print(&since(&now, &earlier), time - earlier_time, time)?;
     } else {
@@ -155,6 +157,13 @@ impl Report<'_> {
             self.names.get(pid);
         }
         self.names_learnt = Instant::now();
+    }
+
+    fn suggest_names(&mut self, stat: &Stat) -> Result<()> {
+        for (pid, command) in stat.commands()? {
+            self.names.suggest(pid, &command);
+        }
+        Ok(())
     }
 
     fn print(&mut self, table: &Table, elapsed: Duration, now: Instant) -> Result<()> {

@@ -18,7 +18,7 @@ const OPERATION_WIDTH: usize = 58;
 /// Those of the writer.
 pub fn heading(out: &mut dyn Write) -> io::Result<()> {
     let heading = format!(
-        "{:>12}  {:<18} {:<4} {:<OPERATION_WIDTH$}  {:>7}",
+        "{:>12}  {:<20} {:<4} {:<OPERATION_WIDTH$}  {:>7}",
         "TIME", "VM/VCPU", "", "EXIT = RESULT", "TOOK"
     );
     writeln!(out, "{}", Styled(style::HEADING, heading))
@@ -43,7 +43,7 @@ pub fn exit(out: &mut dyn Write, exit: &Exit, start: u64, names: &mut Names) -> 
     };
     write!(
         out,
-        "{:>12.6}  {vm:<18} {:<4} {operation}{}{:padding$}  ",
+        "{:>12.6}  {vm:<20} {:<4} {operation}{}{:padding$}  ",
         exit.exit_time.saturating_sub(start) as f64 / 1e9,
         Styled(style::level(level), level),
         Styled(result_style, result),

@@ -114,20 +114,33 @@ impl Stat {
     ///
     /// # Errors
     /// The kernel's maps cannot be read.
-    pub fn finish(mut self) -> Result<(Table, Counters)> {
+    pub fn finish(&mut self) -> Result<(Table, Counters)> {
         self.links.clear();
         let mut table = self.read()?;
-        let vcpus = &self.skeleton.maps.vcpus;
-        for key in vcpus.keys() {
-            let Some(value) = vcpus.lookup(&key, MapFlags::ANY)? else { continue };
-            // SAFETY: stat_vcpu is made of integers.
-            let value: types::stat_vcpu =
-                unsafe { record(&value) }.context("the map of vCPUs has short values")?;
-            if value.exit_time != 0 {
-                table.entry(self.key(&value.key)).or_default().unended += 1;
-            }
+        for vcpu in self.vcpus()?.iter().filter(|vcpu| vcpu.exit_time != 0) {
+            table.entry(self.key(&vcpu.key)).or_default().unended += 1;
         }
         Ok((table, self.counters()))
+    }
+
+    /// The commands of the VMMs that were seen, by pid.
+    ///
+    /// # Errors
+    /// The kernel's map cannot be read.
+    pub fn commands(&self) -> Result<Vec<(u32, String)>> {
+        let vcpus = self.vcpus()?;
+        Ok(vcpus.iter().map(|vcpu| (vcpu.key.tgid, text(&vcpu.command))).collect())
+    }
+
+    fn vcpus(&self) -> Result<Vec<types::stat_vcpu>> {
+        let map = &self.skeleton.maps.vcpus;
+        let mut vcpus = Vec::new();
+        for key in map.keys() {
+            let Some(value) = map.lookup(&key, MapFlags::ANY)? else { continue };
+            // SAFETY: stat_vcpu is made of integers.
+            vcpus.push(unsafe { record(&value) }.context("the map of vCPUs has short values")?);
+        }
+        Ok(vcpus)
     }
 
     /// What could not be counted so far.
@@ -149,6 +162,12 @@ impl Stat {
             detail: Detail::from_key(self.isa, key.exit_reason, abi, key.detail),
         }
     }
+}
+
+/// A C string that may fill its array.
+fn text(bytes: &[u8]) -> String {
+    let end = bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len());
+    String::from_utf8_lossy(&bytes[..end]).into_owned()
 }
 
 const _: () = assert!(crate::analysis::stat::BUCKETS == size_of::<[u64; 130]>() / 8);
