@@ -3,6 +3,9 @@
 
 pub mod binaries;
 pub mod counts;
+pub mod guest;
 pub mod host;
+pub mod script;
+pub mod truth;
 
 pub use counts::counts;
