@@ -170,7 +170,7 @@ impl fmt::Display for Detail {
                 Some(name) => f.write_str(name),
                 None => write!(f, "{number:#x}"),
             },
-            Self::Cpuid { leaf, subleaf: Some(subleaf) } => write!(f, "{leaf:#x}.{subleaf:#x}"),
+            Self::Cpuid { leaf, subleaf: Some(subleaf) } => write!(f, "{leaf:#x}.{subleaf:x}"),
             Self::Cpuid { leaf, subleaf: None } => write!(f, "{leaf:#x}"),
             Self::Io(access) => access.fmt(f),
         }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 //! `cargo xtask`: the developer commands of this repository.
 
+mod demo;
 mod dist;
 mod lab;
 mod setup;
@@ -21,6 +22,7 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
+    Demo(demo::Arguments),
     Setup(setup::Arguments),
     Test(test::Arguments),
     Soak(test::SoakArguments),
@@ -30,6 +32,7 @@ enum Command {
 
 fn main() -> ExitCode {
     let result = match Arguments::parse().command {
+        Command::Demo(arguments) => demo::run(&arguments),
         Command::Setup(arguments) => setup::run(&arguments),
         Command::Test(arguments) => test::run(&arguments),
         Command::Soak(arguments) => test::soak(&arguments),

@@ -41,8 +41,9 @@ impl Child {
         Ok(self.status.is_some())
     }
 
-    /// The command's exit status as a shell has it (128 and the signal's number, if a signal ended it); 0 without a
-    /// command. One that still runs is asked to end (SIGTERM), and killed if it does not within [`PATIENCE`].
+    /// The command's exit status as a shell has it: 128 and the signal's number, if a signal ended it. 0 without a
+    /// command, and for one that still runs: it is asked to end (SIGTERM), and killed if it does not within
+    /// [`PATIENCE`].
     pub(crate) fn exit_code(mut self) -> Result<u8> {
         if let (Some(process), None) = (&mut self.process, self.status) {
             // Ctrl-C reaches the command as well; --duration and SIGTERM do not.
@@ -53,10 +54,8 @@ impl Child {
                 std::thread::sleep(Duration::from_millis(5));
                 self.status = process.try_wait().context("cannot wait for the command")?;
             }
-            if self.status.is_none() {
-                let _ = process.kill();
-                self.status = Some(process.wait().context("cannot wait for the command")?);
-            }
+            // Dropping kills what is left.
+            return Ok(0);
         }
         Ok(self.status.map_or(0, |status| {
             let code = status.code().or_else(|| status.signal().map(|signal| 128 + signal));
@@ -93,7 +92,7 @@ mod tests {
         assert_eq!(run(&["sh", "-c", "exit 3"]), 3);
         assert_eq!(run(&["sh", "-c", "kill -TERM $$"]), 143);
         assert_eq!(Child::start(&[]).unwrap().exit_code().unwrap(), 0);
-        assert_eq!(Child::start(&["sleep".to_owned(), "60".to_owned()]).unwrap().exit_code().unwrap(), 143);
+        assert_eq!(Child::start(&["sleep".to_owned(), "60".to_owned()]).unwrap().exit_code().unwrap(), 0);
         assert!(Child::start(&["/nonexistent".to_owned()]).is_err());
     }
 }

@@ -51,14 +51,15 @@ pub struct Arguments {
     /// Write to a file
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
-    /// A command during which all VMs' exits are counted, whoever runs them; its exit status becomes ours
+    /// A command during which all VMs' exits are counted, whoever runs them; its exit status becomes ours, unless
+    /// we end it
     #[arg(trailing_var_arg = true, value_name = "COMMAND")]
     command: Vec<String>,
     #[command(flatten)]
     selection: SelectionArguments,
 }
 
-/// Runs it; returns the command's exit status, 0 without a command.
+/// Runs it; returns the command's exit status; 0 without one, or if it was not left to end.
 ///
 /// # Errors
 /// The source does not work here, the selection makes no sense, the command cannot be run, or the output cannot be

@@ -41,7 +41,8 @@ pub struct Arguments {
     /// Ring buffer for exits that were not printed yet, in MiB; a power of two
     #[arg(long, value_name = "MIB", default_value = "32", value_parser = buffer_size)]
     buffer_size: u32,
-    /// A command during which all VMs' exits are traced, whoever runs them; its exit status becomes ours
+    /// A command during which all VMs' exits are traced, whoever runs them; its exit status becomes ours, unless
+    /// we end it
     #[arg(trailing_var_arg = true, value_name = "COMMAND")]
     command: Vec<String>,
     #[command(flatten)]
@@ -55,7 +56,7 @@ fn buffer_size(text: &str) -> Result<u32, String> {
     }
 }
 
-/// Runs it; returns the command's exit status, 0 without a command.
+/// Runs it; returns the command's exit status; 0 without one, or if it was not left to end.
 ///
 /// # Errors
 /// The source does not work here, the selection makes no sense, or the output cannot be written.
