@@ -62,7 +62,7 @@ struct Amd {
     /// Folder for what --get brings back, at the paths that it had
     #[arg(short, long, value_name = "DIR")]
     output: Option<PathBuf>,
-    /// Time limit for boot and command
+    /// Time limit for the command
     #[arg(long, value_name = "SECONDS", default_value_t = 120)]
     timeout: u64,
     /// Leave the programs of this checkout out

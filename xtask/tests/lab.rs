@@ -70,7 +70,7 @@ fn signals_and_time_limits_end_as_in_a_shell() {
     let output = lab(&["--", "sh", "-c", "kill -15 $$"]).output().unwrap();
     assert_eq!(output.status.code(), Some(128 + 15));
     assert_eq!(text(&output.stderr), "lab: killed by signal 15\n");
-    let output = lab(&["--timeout", "15", "--", "sh", "-c", "echo so far; sleep 1000"]).output().unwrap();
+    let output = lab(&["--timeout", "5", "--", "sh", "-c", "echo so far; sleep 1000"]).output().unwrap();
     assert_eq!(output.status.code(), Some(124), "{}", text(&output.stderr));
     assert_eq!(text(&output.stdout), "so far\n");
 }

@@ -57,9 +57,9 @@ pub(super) struct Life {
     pub console: String,
     /// From power-on until user space was ready, if it ever was.
     pub boot_time: Option<Duration>,
-    /// The time limit passed, and init was told to stop.
+    /// The commands' time limit passed, and init was told to stop.
     pub stopped: bool,
-    /// It did not power off even after that.
+    /// It did not power off even after that, or did not boot in time.
     pub killed: bool,
 }
 
@@ -77,11 +77,20 @@ impl Drop for Running {
     }
 }
 
-/// Runs the machine until it powers off or `time_limit` passes.
+/// How long a machine may take, by the clock of this one.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Limits {
+    /// From power-on until the first command runs.
+    pub boot: Duration,
+    /// From then on until the last command has ended.
+    pub commands: Duration,
+}
+
+/// Runs the machine until it powers off or a limit passes.
 ///
 /// # Errors
 /// If the emulator cannot be started, or fails by itself.
-pub(super) fn run(emulator: &dyn Emulator, boot: Boot, live: bool, time_limit: Duration) -> Result<Life> {
+pub(super) fn run(emulator: &dyn Emulator, boot: Boot, live: bool, limits: Limits) -> Result<Life> {
     let mut writers = Vec::new();
     let mut copiers = Vec::new();
     if live {
@@ -123,17 +132,18 @@ pub(super) fn run(emulator: &dyn Emulator, boot: Boot, live: bool, time_limit: D
     });
 
     let mut life = Life { console: String::new(), boot_time: None, stopped: false, killed: false };
-    let mut deadline = start + time_limit;
+    let mut deadline = start + limits.boot;
     loop {
         match lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
             Ok(line) => {
-                if line.contains(job::READY) {
-                    life.boot_time.get_or_insert(start.elapsed());
+                if life.boot_time.is_none() && line.contains(job::READY) {
+                    life.boot_time = Some(start.elapsed());
+                    deadline = Instant::now() + limits.commands;
                 }
                 life.console.push_str(&line);
                 life.console.push('\n');
             }
-            Err(RecvTimeoutError::Timeout) if !life.stopped => {
+            Err(RecvTimeoutError::Timeout) if life.boot_time.is_some() && !life.stopped => {
                 life.stopped = true;
                 deadline = Instant::now() + GRACE;
                 // If the emulator has just ended, the next receive says so.

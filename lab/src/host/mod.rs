@@ -37,6 +37,7 @@ pub use outcome::{Failure, Files, Finished, Outcome};
 use crate::binaries;
 use initramfs::Initramfs;
 use job::Job;
+use machine::Limits;
 
 /// Whether KVM is loaded when the commands run. Its modules can be loaded with modprobe in any case.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -74,12 +75,12 @@ pub struct Host<E> {
     programs: Vec<PathBuf>,
     files: Vec<(PathBuf, PathBuf)>,
     get: Vec<String>,
-    time_limit: Duration,
+    limits: Limits,
     live: bool,
 }
 
 impl Host<Amd> {
-    /// An AMD host: 1 CPU, 2 GiB of memory, KVM loaded with nesting, 2 minutes for everything.
+    /// An AMD host: 1 CPU, 2 GiB of memory, KVM loaded with nesting.
     pub fn amd(kernel: Kernel) -> Self {
         Self {
             emulator: Amd::default(),
@@ -90,7 +91,7 @@ impl Host<Amd> {
             programs: Vec::new(),
             files: Vec::new(),
             get: Vec::new(),
-            time_limit: Duration::from_secs(120),
+            limits: Limits { boot: Duration::from_secs(120), commands: Duration::from_secs(120) },
             live: false,
         }
     }
@@ -152,11 +153,18 @@ impl<E: Emulator> Host<E> {
         self
     }
 
-    /// How long boot and commands may take by the clock of this machine. When it passes, the command that runs then is
-    /// ended ([`Status::TimedOut`]) and everything so far comes back; a host that cannot do even that is a
-    /// [`Failure::Hang`].
+    /// How long the commands may take together, by the clock of this machine; 2 minutes unless set. When it passes, the
+    /// command that runs then is ended ([`Status::TimedOut`]) and everything so far comes back; a host that cannot do
+    /// even that is a [`Failure::Hang`].
     pub fn time_limit(mut self, limit: Duration) -> Self {
-        self.time_limit = limit;
+        self.limits.commands = limit;
+        self
+    }
+
+    /// How long the host may take to boot, by the clock of this machine; 2 minutes unless set, which leaves a busy machine
+    /// time. Then it is a [`Failure::Hang`].
+    pub fn boot_limit(mut self, limit: Duration) -> Self {
+        self.limits.boot = limit;
         self
     }
 
@@ -197,8 +205,8 @@ impl<E: Emulator> Host<E> {
             result: &result,
             live: &[],
         };
-        let life = machine::run(&self.emulator, boot, self.live, self.time_limit)?;
-        Outcome::read(&mut result, life, self.time_limit)
+        let life = machine::run(&self.emulator, boot, self.live, self.limits)?;
+        Outcome::read(&mut result, life, self.limits)
     }
 
     fn kernel_line(&self) -> String {

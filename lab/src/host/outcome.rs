@@ -2,6 +2,7 @@
 //! What came back from an emulated host, and the ways in which it can fail to answer.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::fs::{self, File};
 use std::io::{Read, Seek};
 use std::path::{Path, PathBuf};
@@ -11,7 +12,7 @@ use anyhow::{Context, Result, ensure};
 use tempfile::TempDir;
 
 use super::job::{self, Report, Status};
-use super::machine::{Life, tail};
+use super::machine::{Life, Limits, tail};
 
 /// The emulated host went down, or had to be taken down, before it had answered.
 #[derive(Debug, thiserror::Error)]
@@ -26,12 +27,12 @@ pub enum Failure {
     },
     /// It neither finished nor reacted within the time limit.
     #[error(
-        "the emulated host hangs: no answer within {} s ({})\n{}",
-        time_limit.as_secs_f32(), if *booted { "it had booted" } else { "it did not even boot" }, tail(console)
+        "the emulated host hangs: {} after {} s\n{}",
+        if *booted { "its commands do not end" } else { "it has not booted" }, limit.as_secs_f32(), tail(console)
     )]
     Hang {
         /// The limit that passed.
-        time_limit: Duration,
+        limit: Duration,
         /// Whether user space had come up.
         booted: bool,
         /// Everything on the console.
@@ -54,7 +55,7 @@ pub enum Failure {
 }
 
 /// A command that has run in the emulated host.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Finished {
     /// How it ended.
     pub status: Status,
@@ -87,8 +88,18 @@ impl Finished {
     }
 }
 
+impl fmt::Debug for Finished {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Finished")
+            .field("status", &self.status)
+            .field("stdout", &self.stdout_text())
+            .field("stderr", &self.stderr_text())
+            .field("run_time", &self.run_time)
+            .finish()
+    }
+}
+
 /// Everything that came back from an emulated host.
-#[derive(Debug)]
 pub struct Outcome {
     /// One per command, in order. After a time limit it ends with the command that was cut short.
     pub commands: Vec<Finished>,
@@ -100,6 +111,17 @@ pub struct Outcome {
     pub kernel_log: String,
     /// From power-on until the first command could run, by the clock of this machine.
     pub boot_time: Duration,
+}
+
+impl fmt::Debug for Outcome {
+    /// Without the console and the log, whose hundreds of lines would hide the rest.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Outcome")
+            .field("commands", &self.commands)
+            .field("files", &self.files)
+            .field("kernel_warnings", &self.kernel_warnings())
+            .finish_non_exhaustive()
+    }
 }
 
 impl Outcome {
@@ -120,7 +142,7 @@ impl Outcome {
     }
 
     /// Reads what init wrote to the result disk, or says why it wrote nothing.
-    pub(super) fn read(result: &mut File, life: Life, time_limit: Duration) -> Result<Self> {
+    pub(super) fn read(result: &mut File, life: Life, limits: Limits) -> Result<Self> {
         let Some(answer) = Answer::read(result)? else {
             let console = life.console;
             let after = |mark: &str| {
@@ -130,8 +152,10 @@ impl Outcome {
                 Failure::Panic { message, console }
             } else if let Some(message) = after(job::INIT_ERROR) {
                 Failure::Init { message, console }
-            } else if life.stopped {
-                Failure::Hang { time_limit, booted: life.boot_time.is_some(), console }
+            } else if life.killed || life.stopped {
+                let booted = life.boot_time.is_some();
+                let limit = if booted { limits.commands } else { limits.boot };
+                Failure::Hang { limit, booted, console }
             } else {
                 Failure::Down { console }
             }
