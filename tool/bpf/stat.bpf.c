@@ -6,20 +6,14 @@
 #include "detail.h"
 #include "filter.h"
 #include "stat.h"
+#include "vcpus.h"
 #include <bpf/bpf_tracing.h>
 
 char LICENSE[] SEC("license") = "GPL";
 
 const volatile __u8 per_vcpu;
 
-/* The exit that a vCPU has not come back from; `exit_time` is 0 while it is in the guest. */
-struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__uint(max_entries, STAT_VCPUS);
-	__type(key, __u64);
-	__type(value, struct stat_vcpu);
-} vcpus SEC(".maps");
+struct stat_vcpu vcpus[1 << STAT_VCPU_BITS];
 
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_HASH);
@@ -31,7 +25,6 @@ struct {
 
 struct stat_counters counters;
 
-static const struct stat_vcpu no_vcpu;
 static const struct stat_value no_value;
 
 /* Logarithmic with four buckets a power of two; the first and last take what is beyond. */
@@ -81,7 +74,6 @@ static __always_inline struct stat_value *stat_value(const struct stat_key *key)
 
 static __always_inline int on_exit(struct kvm_vcpu *vcpu, const bool direct)
 {
-	__u64 vcpu_key = (__u64)vcpu;
 	__u32 tgid = bpf_get_current_pid_tgid() >> 32;
 	struct stat_vcpu *state;
 	bool nested;
@@ -89,14 +81,10 @@ static __always_inline int on_exit(struct kvm_vcpu *vcpu, const bool direct)
 	/* Newer verifiers want to see that a tracepoint's argument is not NULL. */
 	if (!vcpu || !vm_selected(tgid))
 		return 0;
-	state = bpf_map_lookup_elem(&vcpus, &vcpu_key);
+	state = vcpu_state(vcpus, STAT_VCPU_BITS, vcpu, tgid, true, direct);
 	if (!state) {
-		bpf_map_update_elem(&vcpus, &vcpu_key, &no_vcpu, BPF_NOEXIST);
-		state = bpf_map_lookup_elem(&vcpus, &vcpu_key);
-		if (!state) {
-			__sync_fetch_and_add(&counters.uncounted, 1);
-			return 0;
-		}
+		__sync_fetch_and_add(&counters.uncounted, 1);
+		return 0;
 	}
 	if (state->key.tgid != tgid) {
 		struct task_struct *task = (void *)bpf_get_current_task();
@@ -150,16 +138,19 @@ static __always_inline int on_exit(struct kvm_vcpu *vcpu, const bool direct)
 	return 0;
 }
 
-static __always_inline int on_entry(struct kvm_vcpu *vcpu)
+static __always_inline int on_entry(struct kvm_vcpu *vcpu, const bool direct)
 {
 	__u64 now = bpf_ktime_get_ns();
-	__u64 vcpu_key = (__u64)vcpu;
-	struct stat_vcpu *state = bpf_map_lookup_elem(&vcpus, &vcpu_key);
+	__u32 tgid = bpf_get_current_pid_tgid() >> 32;
+	struct stat_vcpu *state;
 	struct stat_value *value;
 	__u64 time;
 	__u32 index;
 
-	if (!vcpu || !state || !state->exit_time)
+	if (!vcpu)
+		return 0;
+	state = vcpu_state(vcpus, STAT_VCPU_BITS, vcpu, tgid, false, direct);
+	if (!state || !state->exit_time)
 		return 0;
 	time = now - state->exit_time;
 	state->exit_time = 0;
@@ -197,7 +188,7 @@ int exit_typed(__u64 *ctx)
 SEC("tp_btf/kvm_entry")
 int entry_typed(__u64 *ctx)
 {
-	return on_entry((struct kvm_vcpu *)ctx[0]);
+	return on_entry((struct kvm_vcpu *)ctx[0], true);
 }
 
 SEC("raw_tp/kvm_exit")
@@ -209,5 +200,5 @@ int exit_untyped(__u64 *ctx)
 SEC("raw_tp/kvm_entry")
 int entry_untyped(__u64 *ctx)
 {
-	return on_entry((struct kvm_vcpu *)ctx[0]);
+	return on_entry((struct kvm_vcpu *)ctx[0], false);
 }

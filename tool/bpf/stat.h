@@ -6,7 +6,7 @@
 #include "events.h"
 
 enum {
-	STAT_VCPUS = 65536,
+	STAT_VCPU_BITS = 14,
 	STAT_KEYS = 65536,
 	STAT_FIRST_SHIFT = 6,	/* the first bucket ends at 64 ns */
 	STAT_BUCKETS = 1 + 4 * 32 + 1,
@@ -33,7 +33,9 @@ struct stat_value {
 	__u64 buckets[STAT_BUCKETS];
 };
 
+/* The exit that a vCPU has not come back from; `exit_time` is 0 while it is in the guest. */
 struct stat_vcpu {
+	__u64 owner;		/* the vCPU's address; 0: a free place */
 	__u64 exit_time;
 	__u8 command[16];	/* of the VMM, which may be gone when its name is wanted */
 	struct stat_key key;

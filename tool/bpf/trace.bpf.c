@@ -9,17 +9,12 @@
 #include "detail.h"
 #include "filter.h"
 #include "trace.h"
+#include "vcpus.h"
 #include <bpf/bpf_tracing.h>
 
 char LICENSE[] SEC("license") = "GPL";
 
-struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__uint(max_entries, TRACE_VCPUS);
-	__type(key, __u64);
-	__type(value, struct trace_vcpu);
-} vcpus SEC(".maps");
+struct trace_vcpu vcpus[1 << TRACE_VCPU_BITS];
 
 struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);
@@ -27,9 +22,6 @@ struct {
 } records SEC(".maps");
 
 struct trace_counters counters;
-
-/* Too large for the stack. */
-static const struct trace_vcpu no_vcpu = { .last = TRACE_NONE };
 
 static __always_inline void send(const struct exit_record *from)
 {
@@ -68,7 +60,6 @@ static __always_inline __u32 l2_slot(const struct trace_vcpu *state, __u64 neste
 
 static __always_inline int on_exit(struct kvm_vcpu *vcpu, const bool direct)
 {
-	__u64 vcpu_key = (__u64)vcpu;
 	__u32 tgid = bpf_get_current_pid_tgid() >> 32;
 	struct trace_vcpu *state;
 	struct exit_record *record;
@@ -78,14 +69,10 @@ static __always_inline int on_exit(struct kvm_vcpu *vcpu, const bool direct)
 	/* Newer verifiers want to see that a tracepoint's argument is not NULL. */
 	if (!vcpu || !vm_selected(tgid))
 		return 0;
-	state = bpf_map_lookup_elem(&vcpus, &vcpu_key);
+	state = vcpu_state(vcpus, TRACE_VCPU_BITS, vcpu, tgid, true, direct);
 	if (!state) {
-		bpf_map_update_elem(&vcpus, &vcpu_key, &no_vcpu, BPF_NOEXIST);
-		state = bpf_map_lookup_elem(&vcpus, &vcpu_key);
-		if (!state) {
-			__sync_fetch_and_add(&counters.lost, 1);
-			return 0;
-		}
+		__sync_fetch_and_add(&counters.lost, 1);
+		return 0;
 	}
 
 	nested = vcpu_is_nested(vcpu, direct);
@@ -170,13 +157,16 @@ static __always_inline void end(struct kvm_vcpu *vcpu, struct exit_record *recor
 static __always_inline int on_entry(struct kvm_vcpu *vcpu, const bool direct)
 {
 	__u64 now = bpf_ktime_get_ns();
-	__u64 vcpu_key = (__u64)vcpu;
-	struct trace_vcpu *state = bpf_map_lookup_elem(&vcpus, &vcpu_key);
+	__u32 tgid = bpf_get_current_pid_tgid() >> 32;
+	struct trace_vcpu *state;
 	struct exit_record *record;
 	bool nested;
 	__u32 last;
 
-	if (!vcpu || !state)
+	if (!vcpu)
+		return 0;
+	state = vcpu_state(vcpus, TRACE_VCPU_BITS, vcpu, tgid, false, direct);
+	if (!state)
 		return 0;
 	last = state->last;
 	state->last = TRACE_NONE;

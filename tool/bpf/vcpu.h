@@ -49,12 +49,21 @@ static __always_inline bool vcpu_is_protected(struct kvm_vcpu *vcpu, const bool 
 	if (vcpu_is_protected(vcpu, direct)) {						\
 		(event)->is_protected = 1;						\
 		(event)->rax = (event)->rbx = (event)->rcx = (event)->rdx = 0;		\
-	} else {									\
+	} else if (direct) {								\
 		(event)->is_protected = 0;						\
-		(event)->rax = vcpu_read(vcpu, arch.regs[REG_RAX], direct);		\
-		(event)->rbx = vcpu_read(vcpu, arch.regs[REG_RBX], direct);		\
-		(event)->rcx = vcpu_read(vcpu, arch.regs[REG_RCX], direct);		\
-		(event)->rdx = vcpu_read(vcpu, arch.regs[REG_RDX], direct);		\
+		(event)->rax = (vcpu)->arch.regs[REG_RAX];				\
+		(event)->rbx = (vcpu)->arch.regs[REG_RBX];				\
+		(event)->rcx = (vcpu)->arch.regs[REG_RCX];				\
+		(event)->rdx = (vcpu)->arch.regs[REG_RDX];				\
+	} else {									\
+		__u64 regs[REG_RBX + 1] = {};						\
+											\
+		bpf_core_read(regs, sizeof(regs), &(vcpu)->arch.regs);			\
+		(event)->is_protected = 0;						\
+		(event)->rax = regs[REG_RAX];						\
+		(event)->rbx = regs[REG_RBX];						\
+		(event)->rcx = regs[REG_RCX];						\
+		(event)->rdx = regs[REG_RDX];						\
 	}										\
 } while (0)
 

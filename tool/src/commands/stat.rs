@@ -100,7 +100,7 @@ pub fn run(arguments: &Arguments) -> Result<u8> {
             break;
         }
         let now = stat.read()?;
-        report.suggest_names(&stat)?;
+        report.suggest_names(&stat);
         let time = Instant::now();
         report.print(&since(&now, &earlier), time - earlier_time, time)?;
         (earlier, earlier_time) = (now, time);
@@ -108,7 +108,7 @@ pub fn run(arguments: &Arguments) -> Result<u8> {
 
     let time = Instant::now();
     let (now, counters) = stat.finish()?;
-    report.suggest_names(&stat)?;
+    report.suggest_names(&stat);
     if arguments.interval.is_some() {
         report.print(&since(&now, &earlier), time - earlier_time, time)?;
     } else {
@@ -160,11 +160,10 @@ impl Report<'_> {
         self.names_learnt = Instant::now();
     }
 
-    fn suggest_names(&mut self, stat: &Stat) -> Result<()> {
-        for (pid, command) in stat.commands()? {
+    fn suggest_names(&mut self, stat: &Stat) {
+        for (pid, command) in stat.commands() {
             self.names.suggest(pid, &command);
         }
-        Ok(())
     }
 
     fn print(&mut self, table: &Table, elapsed: Duration, now: Instant) -> Result<()> {

@@ -117,30 +117,23 @@ impl Stat {
     pub fn finish(&mut self) -> Result<(Table, Counters)> {
         self.links.clear();
         let mut table = self.read()?;
-        for vcpu in self.vcpus()?.iter().filter(|vcpu| vcpu.exit_time != 0) {
+        for vcpu in self.vcpus().iter().filter(|vcpu| vcpu.exit_time != 0) {
             table.entry(self.key(&vcpu.key)).or_default().unended += 1;
         }
         Ok((table, self.counters()))
     }
 
     /// The commands of the VMMs that were seen, by pid.
-    ///
-    /// # Errors
-    /// The kernel's map cannot be read.
-    pub fn commands(&self) -> Result<Vec<(u32, String)>> {
-        let vcpus = self.vcpus()?;
-        Ok(vcpus.iter().map(|vcpu| (vcpu.key.tgid, text(&vcpu.command))).collect())
+    pub fn commands(&self) -> Vec<(u32, String)> {
+        self.vcpus().iter().map(|vcpu| (vcpu.key.tgid, text(&vcpu.command))).collect()
     }
 
-    fn vcpus(&self) -> Result<Vec<types::stat_vcpu>> {
-        let map = &self.skeleton.maps.vcpus;
-        let mut vcpus = Vec::new();
-        for key in map.keys() {
-            let Some(value) = map.lookup(&key, MapFlags::ANY)? else { continue };
-            // SAFETY: stat_vcpu is made of integers.
-            vcpus.push(unsafe { record(&value) }.context("the map of vCPUs has short values")?);
-        }
-        Ok(vcpus)
+    fn vcpus(&self) -> Vec<types::stat_vcpu> {
+        let Some(bss) = &self.skeleton.maps.bss_data else { return Vec::new() };
+        let used = bss.vcpus.iter().filter(|vcpu| vcpu.owner != 0);
+        // SAFETY: the reference is valid; the programs may write meanwhile, so the read is volatile. Any bytes are
+        // a valid stat_vcpu.
+        used.map(|vcpu| unsafe { std::ptr::from_ref(vcpu).read_volatile() }).collect()
     }
 
     /// What could not be counted so far.

@@ -7,7 +7,7 @@ use crate::source::Selection;
 use anyhow::{Context, Result};
 use exitregs_common::event::Exit;
 use libbpf_rs::skel::{OpenSkel, SkelBuilder};
-use libbpf_rs::{Link, MapCore, MapFlags, RingBuffer, RingBufferBuilder};
+use libbpf_rs::{Link, RingBuffer, RingBufferBuilder};
 use std::cell::RefCell;
 use std::mem::MaybeUninit;
 use std::rc::Rc;
@@ -111,18 +111,13 @@ impl Trace {
     pub fn finish(mut self) -> Result<(Vec<Exit>, Counters)> {
         self.links.clear();
         let mut exits = self.read()?;
-        let vcpus = &self.skeleton.maps.vcpus;
-        for key in vcpus.keys() {
-            let Some(value) = vcpus.lookup(&key, MapFlags::ANY)? else { continue };
-            // SAFETY: trace_vcpu is made of integers, and its records are laid out as Exit.
-            let value: types::trace_vcpu =
-                unsafe { record(&value) }.context("the map of vCPUs has short values")?;
-            for open in value.open.iter().filter(|open| open.exit_time != 0) {
-                // SAFETY: exit_record and Exit have the same members, all integers, and the same size.
-                let mut exit: Exit = unsafe { std::mem::transmute_copy(open) };
-                exit.entry_time = 0;
-                exits.push(exit);
-            }
+        let vcpus = self.skeleton.maps.bss_data.iter().flat_map(|bss| &bss.vcpus);
+        for open in vcpus.flat_map(|vcpu| &vcpu.open).filter(|open| open.exit_time != 0) {
+            // SAFETY: exit_record and Exit have the same members, all integers, and the same size; the programs,
+            // which wrote it, are detached.
+            let mut exit: Exit = unsafe { std::mem::transmute_copy(open) };
+            exit.entry_time = 0;
+            exits.push(exit);
         }
         exits.sort_by_key(|exit| exit.exit_time);
         let counters = self.counters();
