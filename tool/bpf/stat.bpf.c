@@ -11,21 +11,15 @@
 
 char LICENSE[] SEC("license") = "GPL";
 
-const volatile __u8 per_vcpu;
-
 struct stat_vcpu vcpus[1 << STAT_VCPU_BITS];
 
-struct {
-	__uint(type, BPF_MAP_TYPE_PERCPU_HASH);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__uint(max_entries, STAT_KEYS);
-	__type(key, struct stat_key);
-	__type(value, struct stat_value);
-} stats SEC(".maps");
+/*
+ * Counts by vCPU and key, open-addressed as the table of vCPUs is. Those of a vCPU are touched only
+ * by the CPU that runs it, so that adding to them takes no atomic operation.
+ */
+struct stat_value values[1 << STAT_VALUE_BITS];
 
 struct stat_counters counters;
-
-static const struct stat_value no_value;
 
 /* Logarithmic with four buckets a power of two; the first and last take what is beyond. */
 static __always_inline __u32 bucket(__u64 ns)
@@ -35,9 +29,8 @@ static __always_inline __u32 bucket(__u64 ns)
 
 	if (!value)
 		return 0;
-	if (value >> 32) {
+	if (value >> STAT_OCTAVES)
 		return STAT_BUCKETS - 1;
-	}
 	if (value >> 16) {
 		value >>= 16;
 		exponent += 16;
@@ -59,17 +52,33 @@ static __always_inline __u32 bucket(__u64 ns)
 	return 1 + exponent * 4 + ((ns >> (exponent + STAT_FIRST_SHIFT - 2)) & 3);
 }
 
-static __always_inline struct stat_value *stat_value(const struct stat_key *key)
+static __always_inline bool same_key(const struct stat_key *a, const struct stat_key *b)
 {
-	struct stat_value *value = bpf_map_lookup_elem(&stats, key);
+	const __u64 *x = (const __u64 *)a, *y = (const __u64 *)b;
 
-	if (value)
-		return value;
-	bpf_map_update_elem(&stats, key, &no_value, BPF_NOEXIST);
-	value = bpf_map_lookup_elem(&stats, key);
-	if (!value)
-		__sync_fetch_and_add(&counters.uncounted, 1);
-	return value;
+	_Static_assert(sizeof(*a) == 3 * sizeof(*x), "a key is three words");
+	return x[0] == y[0] && x[1] == y[1] && x[2] == y[2];
+}
+
+static __always_inline struct stat_value *stat_value(const struct stat_vcpu *state)
+{
+	const __u64 *words = (const __u64 *)&state->key;
+	__u64 hash = (words[0] * 0x9e3779b97f4a7c15ULL + words[1]) * 0xff51afd7ed558ccdULL + words[2];
+	__u32 home = hash * 0xc4ceb9fe1a85ec53ULL >> (64 - STAT_VALUE_BITS);
+
+	for (__u32 probe = 0; probe < STAT_PROBES; probe++) {
+		struct stat_value *value = &values[(home + probe) & ((1U << STAT_VALUE_BITS) - 1)];
+
+		if (value->owner == state->owner) {
+			if (same_key(&value->key, &state->key))
+				return value;
+		} else if (!value->owner && !__sync_val_compare_and_swap(&value->owner, 0, state->owner)) {
+			value->key = state->key;
+			return value;
+		}
+	}
+	__sync_fetch_and_add(&counters.uncounted, 1);
+	return NULL;
 }
 
 static __always_inline int on_exit(struct kvm_vcpu *vcpu, const bool direct)
@@ -93,7 +102,7 @@ static __always_inline int on_exit(struct kvm_vcpu *vcpu, const bool direct)
 	}
 	if (state->exit_time) {
 		/* The entry never came to pass: count the exit it should have ended, without a time. */
-		struct stat_value *value = stat_value(&state->key);
+		struct stat_value *value = stat_value(state);
 
 		if (value)
 			value->unended++;
@@ -102,7 +111,7 @@ static __always_inline int on_exit(struct kvm_vcpu *vcpu, const bool direct)
 
 	nested = vcpu_is_nested(vcpu, direct);
 	state->key.tgid = tgid;
-	state->key.vcpu_id = per_vcpu ? vcpu_read(vcpu, vcpu_id, direct) : STAT_ALL_VCPUS;
+	state->key.vcpu_id = vcpu_read(vcpu, vcpu_id, direct);
 	state->key.is_nested = nested;
 	state->key.hypercall_abi = 0;
 	state->key.reserved = 0;
@@ -164,7 +173,7 @@ static __always_inline int on_entry(struct kvm_vcpu *vcpu, const bool direct)
 	}
 	state->key.detail = vmx_lazy_detail(vcpu, state->kind, state->key.detail);
 
-	value = stat_value(&state->key);
+	value = stat_value(state);
 	if (!value)
 		return 0;
 	value->count++;

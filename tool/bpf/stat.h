@@ -7,13 +7,14 @@
 
 enum {
 	STAT_VCPU_BITS = 14,
-	STAT_KEYS = 65536,
+	STAT_VALUE_BITS = 15,
+	STAT_PROBES = 64,
 	STAT_FIRST_SHIFT = 6,	/* the first bucket ends at 64 ns */
-	STAT_BUCKETS = 1 + 4 * 32 + 1,
+	STAT_OCTAVES = 26,	/* the last one begins at 4.3 s */
+	STAT_BUCKETS = 1 + 4 * STAT_OCTAVES + 1,
 };
 
-#define STAT_ALL_VCPUS (~0U)
-
+/* What is counted apart; compared as words, so `reserved` is 0. */
 struct stat_key {
 	__u64 detail;
 	__u32 tgid;
@@ -22,15 +23,6 @@ struct stat_key {
 	__u8 is_nested;
 	__u8 hypercall_abi;
 	__u16 reserved;
-};
-
-struct stat_value {
-	__u64 count;
-	__u64 unended;		/* exits after which the vCPU was not entered; not in count */
-	__u64 total;		/* nanoseconds, as min and max */
-	__u64 min;
-	__u64 max;
-	__u64 buckets[STAT_BUCKETS];
 };
 
 /* The exit that a vCPU has not come back from; `exit_time` is 0 while it is in the guest. */
@@ -45,8 +37,20 @@ struct stat_vcpu {
 	struct kvm_exit exit;
 };
 
+/* Exits of one vCPU with one key. */
+struct stat_value {
+	__u64 owner;		/* the vCPU's address; 0: a free place */
+	struct stat_key key;
+	__u64 count;
+	__u64 unended;		/* exits after which the vCPU was not entered; not in count */
+	__u64 total;		/* nanoseconds, as min and max */
+	__u64 min;
+	__u64 max;
+	__u64 buckets[STAT_BUCKETS];
+};
+
 struct stat_counters {
-	__u64 uncounted;	/* a map was full */
+	__u64 uncounted;	/* a table was full */
 	__u64 undecided;	/* the filter read a field that was unknown */
 };
 

@@ -6,7 +6,7 @@ use exitregs_common::isa::{Isa, Level};
 use std::collections::HashMap;
 
 /// Buckets of a time's histogram; `STAT_BUCKETS` of tool/bpf/stat.h.
-pub const BUCKETS: usize = 130;
+pub const BUCKETS: usize = 106;
 /// The first bucket takes times below `1 << FIRST_SHIFT` nanoseconds; each power of two above has four.
 const FIRST_SHIFT: u32 = 6;
 

@@ -99,7 +99,7 @@ pub fn run(arguments: &Arguments) -> Result<u8> {
         if ended || stop.is_due() {
             break;
         }
-        let now = stat.read()?;
+        let now = stat.read();
         report.suggest_names(&stat);
         let time = Instant::now();
         report.print(&since(&now, &earlier), time - earlier_time, time)?;
@@ -107,7 +107,7 @@ pub fn run(arguments: &Arguments) -> Result<u8> {
     }
 
     let time = Instant::now();
-    let (now, counters) = stat.finish()?;
+    let (now, counters) = stat.finish();
     report.suggest_names(&stat);
     if arguments.interval.is_some() {
         report.print(&since(&now, &earlier), time - earlier_time, time)?;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 //! Exits counted and timed in the kernel.
 
-use super::{Access, Target, explain, record, set_constants};
+use super::{Access, Target, explain, set_constants};
 use crate::analysis::stat::{Key, Table, Times};
 use crate::host::Host;
 use crate::source::Selection;
@@ -9,8 +9,8 @@ use anyhow::{Context, Result};
 use exitregs_common::detail::Detail;
 use exitregs_common::event::abi_from_field;
 use exitregs_common::isa::{Isa, Level};
+use libbpf_rs::Link;
 use libbpf_rs::skel::{OpenSkel, SkelBuilder};
-use libbpf_rs::{Link, MapCore, MapFlags};
 use std::mem::MaybeUninit;
 
 #[allow(missing_docs, clippy::all, clippy::undocumented_unsafe_blocks, rustdoc::all)]
@@ -25,6 +25,7 @@ pub struct Stat {
     skeleton: StatSkel<'static>,
     isa: Isa,
     access: Access,
+    per_vcpu: bool,
 }
 
 /// What could not be counted.
@@ -51,7 +52,6 @@ impl Stat {
 
         let constants = open.maps.rodata_data.as_deref_mut().context("the BPF programs have no constants")?;
         set_constants!(constants, skeleton::types, &target, selection);
-        constants.per_vcpu = per_vcpu.into();
 
         let typed = target.access == Access::Typed;
         open.progs.exit_typed.set_autoload(typed);
@@ -73,7 +73,7 @@ impl Stat {
                 program.attach().map_err(|error| explain(error, "cannot attach to KVM's tracepoints"))
             })
             .collect::<Result<_>>()?;
-        Ok(Self { links, skeleton, isa: target.isa, access: target.access })
+        Ok(Self { links, skeleton, isa: target.isa, access: target.access, per_vcpu })
     }
 
     /// How the programs read the kernel.
@@ -82,22 +82,12 @@ impl Stat {
     }
 
     /// All that ended since the start.
-    ///
-    /// # Errors
-    /// The kernel's maps cannot be read.
-    pub fn read(&self) -> Result<Table> {
+    pub fn read(&self) -> Table {
         let mut table = Table::default();
-        let stats = &self.skeleton.maps.stats;
-        for key in stats.keys() {
-            let Some(values) = stats.lookup_percpu(&key, MapFlags::ANY)? else { continue };
-            // SAFETY: stat_key is made of integers.
-            let key: types::stat_key = unsafe { record(&key) }.context("the map of counts has short keys")?;
-            let times = table.entry(self.key(&key)).or_default();
-            for value in values {
-                // SAFETY: stat_value is made of integers.
-                let value: types::stat_value =
-                    unsafe { record(&value) }.context("the map of counts has short values")?;
-                times.add(&Times {
+        for value in used(self.tables().into_iter().flat_map(|tables| &tables.values), |value| value.owner) {
+            // A place that was taken this moment may not have its key yet.
+            if value.count + value.unended > 0 {
+                table.entry(self.key(&value.key)).or_default().add(&Times {
                     count: value.count,
                     unended: value.unended,
                     total: value.total,
@@ -107,38 +97,35 @@ impl Stat {
                 });
             }
         }
-        Ok(table)
+        table
     }
 
     /// Stops, and returns all that was counted, with the exits that no entry has ended.
-    ///
-    /// # Errors
-    /// The kernel's maps cannot be read.
-    pub fn finish(&mut self) -> Result<(Table, Counters)> {
+    pub fn finish(&mut self) -> (Table, Counters) {
         self.links.clear();
-        let mut table = self.read()?;
-        for vcpu in self.vcpus().iter().filter(|vcpu| vcpu.exit_time != 0) {
+        let mut table = self.read();
+        for vcpu in self.vcpus().filter(|vcpu| vcpu.exit_time != 0) {
             table.entry(self.key(&vcpu.key)).or_default().unended += 1;
         }
-        Ok((table, self.counters()))
+        (table, self.counters())
     }
 
     /// The commands of the VMMs that were seen, by pid.
     pub fn commands(&self) -> Vec<(u32, String)> {
-        self.vcpus().iter().map(|vcpu| (vcpu.key.tgid, text(&vcpu.command))).collect()
+        self.vcpus().map(|vcpu| (vcpu.key.tgid, text(&vcpu.command))).collect()
     }
 
-    fn vcpus(&self) -> Vec<types::stat_vcpu> {
-        let Some(bss) = &self.skeleton.maps.bss_data else { return Vec::new() };
-        let used = bss.vcpus.iter().filter(|vcpu| vcpu.owner != 0);
-        // SAFETY: the reference is valid; the programs may write meanwhile, so the read is volatile. Any bytes are
-        // a valid stat_vcpu.
-        used.map(|vcpu| unsafe { std::ptr::from_ref(vcpu).read_volatile() }).collect()
+    fn vcpus(&self) -> impl Iterator<Item = types::stat_vcpu> {
+        used(self.tables().into_iter().flat_map(|tables| &tables.vcpus), |vcpu| vcpu.owner)
+    }
+
+    fn tables(&self) -> Option<&types::bss> {
+        self.skeleton.maps.bss_data.as_deref()
     }
 
     /// What could not be counted so far.
     pub fn counters(&self) -> Counters {
-        self.skeleton.maps.bss_data.as_ref().map_or_else(Counters::default, |bss| Counters {
+        self.tables().map_or_else(Counters::default, |bss| Counters {
             uncounted: bss.counters.uncounted,
             undecided: bss.counters.undecided,
         })
@@ -148,7 +135,7 @@ impl Stat {
         let abi = abi_from_field(key.hypercall_abi);
         Key {
             vm: key.tgid,
-            vcpu: (key.vcpu_id != u32::MAX).then_some(key.vcpu_id),
+            vcpu: self.per_vcpu.then_some(key.vcpu_id),
             level: Level::from_is_nested(key.is_nested),
             isa: self.isa,
             exit_reason: key.exit_reason,
@@ -157,10 +144,22 @@ impl Stat {
     }
 }
 
+/// Copies of the entries of a table that have an owner.
+fn used<'a, T: Copy + 'a>(
+    table: impl Iterator<Item = &'a T>,
+    owner: impl Fn(&T) -> u64,
+) -> impl Iterator<Item = T> {
+    // SAFETY: the reference is valid. The programs may write meanwhile, so the read is volatile; the entries are
+    // made of integers, of which any bytes are valid ones.
+    table
+        .map(|entry| unsafe { std::ptr::from_ref(entry).read_volatile() })
+        .filter(move |entry| owner(entry) != 0)
+}
+
 /// A C string that may fill its array.
 fn text(bytes: &[u8]) -> String {
     let end = bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len());
     String::from_utf8_lossy(&bytes[..end]).into_owned()
 }
 
-const _: () = assert!(crate::analysis::stat::BUCKETS == size_of::<[u64; 130]>() / 8);
+const _: () = assert!(size_of::<types::stat_value>() == 72 + 8 * crate::analysis::stat::BUCKETS);
