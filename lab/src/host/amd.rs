@@ -1,9 +1,13 @@
 // SPDX-License-Identifier: MIT
 //! The AMD host: QEMU's TCG, which emulates SVM with nested paging.
 
+use std::arch::x86_64::_rdtsc;
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::OnceLock;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 
@@ -41,8 +45,10 @@ impl Emulator for Amd {
     }
 
     fn kernel_parameters(&self) -> String {
-        // On a busy machine timer interrupts come late, and the kernel would give up ("IO-APIC + timer doesn't work").
-        "console=ttyS0 no_timer_check kvm_amd.nested=1".to_owned()
+        // On a busy machine timer interrupts come late. The kernel would give up ("IO-APIC + timer doesn't work") or
+        // measure a wrong frequency of its TSC, and its seconds would be too long or too short.
+        let tsc_khz = if self.icount { 1_000_000 } else { tsc_khz() };
+        format!("console=ttyS0 no_timer_check tsc=reliable tsc_early_khz={tsc_khz} kvm_amd.nested=1")
     }
 
     fn result_device(&self) -> &'static str {
@@ -84,4 +90,45 @@ impl Emulator for Amd {
 /// A path at which the emulator can open a file of this process, even one that has no name (any more).
 fn own_file(file: &impl AsRawFd) -> String {
     format!("/proc/{}/fd/{}", std::process::id(), file.as_raw_fd())
+}
+
+/// The frequency of this machine's time stamp counter, which is that of the emulated one unless it counts instructions.
+fn tsc_khz() -> u64 {
+    static KHZ: OnceLock<u64> = OnceLock::new();
+    *KHZ.get_or_init(|| {
+        let (start_ticks, start) = tsc_and_clock();
+        thread::sleep(Duration::from_millis(50));
+        let (end_ticks, end) = tsc_and_clock();
+        let khz = u128::from(end_ticks - start_ticks) * 1_000_000 / (end - start).as_nanos();
+        khz as u64
+    })
+}
+
+/// Both read at the same time: of several attempts, the one with the shortest time between two readings of the counter.
+fn tsc_and_clock() -> (u64, Instant) {
+    let attempts = (0..20).map(|_| {
+        // SAFETY: RDTSC reads a counter; x86-64 Linux has it and lets programs use it unless they ask otherwise.
+        let before = unsafe { _rdtsc() };
+        let clock = Instant::now();
+        // SAFETY: as above.
+        let after = unsafe { _rdtsc() };
+        (after - before, before, clock)
+    });
+    let (length, before, clock) = attempts.min_by_key(|attempt| attempt.0).expect("there are attempts");
+    (before + length / 2, clock)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_counter_is_measured_alike_each_time() {
+        let first = tsc_khz();
+        let (start_ticks, start) = tsc_and_clock();
+        thread::sleep(Duration::from_millis(200));
+        let (end_ticks, end) = tsc_and_clock();
+        let second = (end_ticks - start_ticks) as f64 / (end - start).as_secs_f64() / 1000.0;
+        assert!((first as f64 / second - 1.0).abs() < 1e-3, "{first} kHz, then {second} kHz");
+    }
 }
