@@ -143,3 +143,54 @@ pub fn since(now: &Table, earlier: &Table) -> Table {
         .filter(|(_, times)| times.exits() > 0)
         .collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn times(of: &[u64]) -> Times {
+        let mut times = Times::default();
+        of.iter().for_each(|time| times.record(*time));
+        times
+    }
+
+    #[test]
+    fn buckets_follow_each_other() {
+        assert_eq!(bounds(0), (0, 64));
+        for bucket in 1..BUCKETS {
+            assert_eq!(bounds(bucket).0, bounds(bucket - 1).1, "bucket {bucket}");
+        }
+    }
+
+    #[test]
+    fn nothing_has_no_times() {
+        let none = Times::default();
+        assert_eq!((none.mean(), none.percentile(50.0), none.min, none.max), (0, 0, 0, 0));
+    }
+
+    proptest! {
+        #[test]
+        fn percentiles_are_within_their_bucket(mut of in prop::collection::vec(0u64..5_000_000_000, 1..200), percent in 1u32..=100) {
+            let times = times(&of);
+            of.sort_unstable();
+            let exact = of[(of.len() * percent as usize).div_ceil(100) - 1];
+            let shown = times.percentile(f64::from(percent));
+            prop_assert!(shown >= times.min && shown <= times.max);
+            prop_assert!(shown.abs_diff(exact) <= (exact / 4).max(64), "{} for {}", shown, exact);
+        }
+
+        #[test]
+        fn what_came_since_adds_up(before in prop::collection::vec(0u64..1_000_000, 0..50), after in prop::collection::vec(0u64..1_000_000, 1..50)) {
+            let earlier = times(&before);
+            let mut now = earlier.clone();
+            now.add(&times(&after));
+            let since = now.since(&earlier);
+            prop_assert_eq!(since.count, after.len() as u64);
+            prop_assert_eq!(since.total, after.iter().sum::<u64>());
+            let (min, max) = (*after.iter().min().unwrap(), *after.iter().max().unwrap());
+            prop_assert!(since.min <= min && since.max >= max);
+            prop_assert!(since.max <= (max + max / 4).max(64));
+        }
+    }
+}

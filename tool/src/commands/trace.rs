@@ -5,16 +5,17 @@ use super::Stop;
 use super::child::Child;
 use crate::cli::SelectionArguments;
 use crate::host::Host;
-use crate::output::{json, line};
+use crate::output::json;
+use crate::output::line::Lines;
 use crate::source::bpf::trace::Trace;
 use crate::vm::Names;
-use anstream::AutoStream;
+use anstream::{AutoStream, ColorChoice};
 use anyhow::{Context, Result};
 use clap::Args;
 use exitregs_common::event::Exit;
-use std::fs::OpenOptions;
+use std::fs::{OpenOptions, Permissions};
 use std::io::{self, BufWriter, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -63,21 +64,23 @@ fn buffer_size(text: &str) -> Result<u32, String> {
 pub fn run(arguments: &Arguments) -> Result<u8> {
     let host = Host::this();
     let selection = arguments.selection.on(&host)?;
+    let (out, colour) = output(arguments)?;
     let mut printer = Printer {
-        out: output(arguments)?,
-        json: arguments.json,
+        out,
+        lines: (!arguments.json).then(|| Lines::new(colour)),
         left: arguments.count.unwrap_or(u64::MAX),
         printed: 0,
-        start: None,
         names: Names::default(),
     };
 
     let mut stop = Stop::new()?;
     let mut trace = Trace::start(&host, &selection, arguments.buffer_size)?;
     eprintln!("exitregs: tracing by the bpf source with {}; Ctrl-C stops", trace.access());
-    if !arguments.json {
-        line::heading(&mut printer.out)?;
-        printer.out.flush()?;
+    if let Some(lines) = &printer.lines {
+        lines
+            .heading(&mut printer.out)
+            .and_then(|()| printer.out.flush())
+            .context("cannot write the heading")?;
     }
     let mut command = Child::start(&arguments.command)?;
     stop.after(arguments.duration);
@@ -108,31 +111,31 @@ pub fn run(arguments: &Arguments) -> Result<u8> {
     command.exit_code()
 }
 
-/// Where the lines go: colours only to a terminal.
-fn output(arguments: &Arguments) -> Result<Box<dyn Write>> {
+/// Where the lines go, and whether in colour.
+fn output(arguments: &Arguments) -> Result<(Box<dyn Write>, bool)> {
     let Some(path) = &arguments.output else {
         let stdout = io::stdout();
-        // JSON has nothing to strip, and is much.
-        return Ok(if arguments.json {
-            Box::new(BufWriter::with_capacity(BUFFER, stdout))
-        } else {
-            Box::new(BufWriter::with_capacity(BUFFER, AutoStream::auto(stdout)))
-        });
+        let colour = AutoStream::choice(&stdout) != ColorChoice::Never;
+        return Ok((Box::new(BufWriter::with_capacity(BUFFER, stdout)), colour));
     };
     let mut options = OpenOptions::new();
     // Guest registers are guest data: only the owner may read the file.
     let file = options.write(true).create(true).truncate(true).mode(0o600).open(path);
     let file = file.with_context(|| format!("cannot write {}", path.display()))?;
-    Ok(Box::new(BufWriter::with_capacity(BUFFER, AutoStream::never(file))))
+    if file.metadata().is_ok_and(|metadata| metadata.is_file()) {
+        // The mode above is only that of a new file.
+        let private = file.set_permissions(Permissions::from_mode(0o600));
+        private.with_context(|| format!("cannot keep {} from other users", path.display()))?;
+    }
+    Ok((Box::new(BufWriter::with_capacity(BUFFER, file)), false))
 }
 
 struct Printer {
     out: Box<dyn Write>,
-    json: bool,
+    /// `None` for JSON.
+    lines: Option<Lines>,
     left: u64,
     printed: u64,
-    /// Time of the first exit, from which the lines count.
-    start: Option<u64>,
     names: Names,
 }
 
@@ -144,14 +147,15 @@ impl Printer {
             }
             self.left -= 1;
             self.printed += 1;
-            let start = *self.start.get_or_insert(exit.exit_time);
-            if self.json {
-                serde_json::to_writer(&mut self.out, &json::exit(exit, self.names.get(exit.tgid)))
-                    .map_err(io::Error::from)?;
-                self.out.write_all(b"\n")?;
-            } else {
-                line::exit(&mut self.out, exit, start, &mut self.names)?;
+            match &mut self.lines {
+                Some(lines) => lines.exit(&mut self.out, exit, &mut self.names),
+                None => {
+                    let object = json::exit(exit, self.names.get(exit.tgid));
+                    let written = serde_json::to_writer(&mut self.out, &object).map_err(io::Error::from);
+                    written.and_then(|()| self.out.write_all(b"\n"))
+                }
             }
+            .context("cannot write an exit")?;
         }
         if !exits.is_empty() {
             self.out.flush().context("cannot write the exits")?;

@@ -30,9 +30,9 @@ pub struct Styled<T>(pub Style, pub T);
 
 impl<T: fmt::Display> fmt::Display for Styled<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.0.render())?;
+        self.0.render().fmt(f)?;
         self.1.fmt(f)?;
-        write!(f, "{}", self.0.render_reset())
+        self.0.render_reset().fmt(f)
     }
 }
 
