@@ -8,8 +8,6 @@
 
 #include "vcpu.h"
 
-/* By exit reason; filled by the loader from common/. */
-const volatile __u8 detail_kinds[DETAIL_REASONS];
 /* What L2's hypercalls are, if the user said. */
 const volatile __u8 hypercall_abi_l2;
 
@@ -17,11 +15,6 @@ enum {
 	EFER_LMA = 1 << 10,
 	KVM_XEN_HVM_CONFIG_INTERCEPT_HCALL = 1 << 1,
 };
-
-static __always_inline __u8 detail_kind(__u32 exit_reason)
-{
-	return exit_reason < DETAIL_REASONS ? detail_kinds[exit_reason] : DETAIL_NONE;
-}
 
 /* As kvm_emulate_hypercall() decides, arch/x86/kvm/x86.c. */
 static __always_inline __u8 hypercall_abi(struct kvm_vcpu *vcpu, bool nested, const bool direct)

@@ -157,6 +157,7 @@ struct vmcb_exit {
 enum {
 	VMCB_EXIT = 0x70,
 	VMCB_EVENT_INJ = 0xa8,
+	VMCB_RIP = 0x400 + 0x178,
 };
 
 #endif

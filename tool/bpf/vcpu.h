@@ -17,6 +17,14 @@ const volatile __u32 isa;
 /* Which argument of kvm_exit is the vCPU: 1 before Linux 5.17 and backports, asked from BTF. */
 const volatile __u32 exit_vcpu_argument;
 
+/* Where the detail of an exit reason is; from common/. */
+const volatile __u8 detail_kinds[DETAIL_REASONS];
+
+static __always_inline __u8 detail_kind(__u32 exit_reason)
+{
+	return exit_reason < DETAIL_REASONS ? detail_kinds[exit_reason] : DETAIL_NONE;
+}
+
 #define vcpu_read(vcpu, member, direct) \
 	((direct) ? (vcpu)->member : BPF_CORE_READ(vcpu, member))
 
@@ -102,11 +110,13 @@ static __always_inline __u32 vmx_exit_reason(struct kvm_vcpu *vcpu)
 	return container_read(vcpu, vcpu_vmx, exit_reason.full);
 }
 
-static __always_inline void svm_exit(struct kvm_vcpu *vcpu, struct vmcb_exit *exit)
+/* Returns the VMCB. */
+static __always_inline void *svm_exit(struct kvm_vcpu *vcpu, struct vmcb_exit *exit)
 {
 	void *vmcb = container_read(vcpu, vcpu_svm, vmcb);
 
 	bpf_probe_read_kernel(exit, sizeof(*exit), vmcb + VMCB_EXIT);
+	return vmcb;
 }
 
 /* GPA of the vmcb12 or vmcs12 that a nested vCPU runs. */
@@ -154,13 +164,20 @@ static __always_inline __u32 read_exit(struct kvm_vcpu *vcpu, struct kvm_exit *e
 	if (isa == ISA_SVM) {
 		struct vmcb_exit vmcb_exit = {};
 
-		svm_exit(vcpu, &vmcb_exit);
+		void *vmcb = svm_exit(vcpu, &vmcb_exit);
+
 		exit->exit_reason = vmcb_exit.exit_code;
 		exit->info1 = vmcb_exit.exit_info_1;
 		exit->info2 = vmcb_exit.exit_info_2;
 		exit->intr_info = vmcb_exit.exit_int_info;
 		exit->error_code = vmcb_exit.exit_int_info_err;
 		exit->guest_rip = vcpu_rip(vcpu, direct);
+		/*
+		 * Where kvm_exit comes after the fast path (it moved before it between Linux 6.1 and 6.12), RIP
+		 * may have left the WRMSR already; what the hardware saved has not.
+		 */
+		if (detail_kind(exit->exit_reason) == DETAIL_MSR && exit->info1 && !exit->is_protected)
+			bpf_probe_read_kernel(&exit->guest_rip, sizeof(exit->guest_rip), vmcb + VMCB_RIP);
 		return exit->is_protected ? UNKNOWN(kvm_exit, guest_rip) : 0;
 	}
 
