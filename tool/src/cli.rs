@@ -4,7 +4,7 @@
 use crate::commands::{doctor, generate, stat, trace};
 use crate::filter::Filter;
 use crate::host::Host;
-use crate::source::{self, Selection};
+use crate::source::{self, MAX_VMS, Selection};
 use crate::vm;
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -163,6 +163,13 @@ impl SelectionArguments {
                 Some(filter) => filter.and(condition),
                 None => condition,
             });
+        }
+        if let Some(filter) = &filter {
+            // The programs are compiled when they are needed; that they can be is the user's to know now.
+            filter.program().map_err(|error| Misuse(format!("{error}: ask for less at once")))?;
+        }
+        if vms.len() > MAX_VMS {
+            return Err(misuse("--vm", format!("{} VMs, but {MAX_VMS} at most can be selected", vms.len())));
         }
         Ok(Selection { vms, filter, hypercall_abi_l2: self.hypercall_abi })
     }

@@ -236,9 +236,10 @@ macro_rules! set_constants {
             *kind = exitregs_common::detail::DetailKind::of(target.isa, exit_reason as u32) as u8;
         }
 
-        let (vms, vm_count) = super::limited_vms(&selection.vms, constants.filter_vms.len())?;
-        constants.filter_vms[..vm_count].copy_from_slice(vms);
-        constants.filter_vm_count = vm_count as u32;
+        let places: &mut [u32; crate::source::MAX_VMS] = &mut constants.filter_vms;
+        let chosen = places.get_mut(..selection.vms.len()).context("too many VMs are selected")?;
+        chosen.copy_from_slice(&selection.vms);
+        constants.filter_vm_count = selection.vms.len() as u32;
 
         if let Some(filter) = &selection.filter {
             super::check_filter(filter, target)?;
@@ -258,13 +259,6 @@ macro_rules! set_constants {
     }};
 }
 use set_constants;
-
-fn limited_vms(vms: &[u32], most: usize) -> Result<(&[u32], usize)> {
-    if vms.len() > most {
-        bail!("{} VMs were asked for, but {most} are the most that can be filtered for", vms.len());
-    }
-    Ok((vms, vms.len()))
-}
 
 fn check_filter(filter: &crate::filter::Filter<KvmExit>, target: &Target) -> Result<()> {
     let unknown = filter.fields() & target.unknown_fields();
