@@ -2,7 +2,7 @@
 //! A KVM guest that executes a script of VM exits at L1 and at L2 and writes what it did.
 
 use std::fs::{self, File};
-use std::io::{self, BufWriter, Write};
+use std::io::{self, BufWriter};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex};
@@ -19,7 +19,7 @@ use exitregs_lab::script::{self, BUILTIN, Script};
 ///
 /// Exit status: 0 if the guest did its script, 1 if not, 2 for misuse.
 #[derive(Parser, Debug)]
-#[command(version)]
+#[command(name = "exitregs-guest", version)]
 struct Arguments {
     /// A built-in script.
     #[arg(long, value_name = "NAME", group = "what", default_value = "basic")]
@@ -156,7 +156,6 @@ fn wait(arguments: &Arguments) -> Result<()> {
             thread::sleep(left);
         }
     }
-    io::stderr().flush()?;
     Ok(())
 }
 

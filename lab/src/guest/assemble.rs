@@ -219,7 +219,13 @@ impl<'a> Assembler<'a> {
         self.a.cmp(r15, r13)?;
         self.a.jbe(room)?;
         self.signal(Level::L1, Signal::ReadLog, None)?;
-        self.a.mov(r15, layout.log)?;
+        // Its record is the first of the new log.
+        self.a.cld()?;
+        self.a.mov(rsi, self.slot(slot::SIGNAL))?;
+        self.a.mov(rdi, layout.log)?;
+        self.a.mov(ecx, (Record::SIZE / 8) as u32)?;
+        self.a.rep().movsq()?;
+        self.a.mov(r15, rdi)?;
         self.a.set_label(&mut room)?;
         self.a.dec(r12)?;
         self.a.jne(turn)?;
@@ -461,17 +467,14 @@ impl<'a> Assembler<'a> {
 
     /// Makes sure that an interrupt is, or will be, pending. RFLAGS.IF is clear.
     fn arm_wake_up(&mut self, sleep_us: Option<u32>) -> Emit {
-        let write = |msr: u64, value: u64| {
-            Step::new(Op::Wrmsr { msr: msr.into(), value: value.into(), step: 0.into() })
-        };
         let vector = u64::from(WAKE_VECTOR);
         match sleep_us {
-            None => self.glue(&write(X2APIC_SELF_IPI, vector)),
+            None => self.glue(&write_msr(X2APIC_SELF_IPI, vector)),
             Some(microseconds) => {
                 // One-shot, divided by 1: KVM's APIC timer counts nanoseconds.
-                self.glue(&write(X2APIC_DIVIDE, 0b1011))?;
-                self.glue(&write(X2APIC_LVT_TIMER, vector))?;
-                self.glue(&write(X2APIC_INITIAL_COUNT, u64::from(microseconds.min(4_000_000)) * 1000))
+                self.glue(&write_msr(X2APIC_DIVIDE, 0b1011))?;
+                self.glue(&write_msr(X2APIC_LVT_TIMER, vector))?;
+                self.glue(&write_msr(X2APIC_INITIAL_COUNT, u64::from(microseconds) * 1000))
             }
         }
     }
@@ -662,6 +665,9 @@ impl<'a> Assembler<'a> {
         self.a.lea(rcx, ptr(resume))?;
         self.a.cmp(rip, rcx)?;
         self.a.je(done)?;
+        // The record that L2 opened is void: it opens another one.
+        self.a.mov(r9, qword_ptr(self.guest(guest).registers + saved::R9))?;
+        self.a.mov(qword_ptr(r9 + offset_of!(Record, state) as i32), Record::VOID as i32)?;
         self.a.lea(rcx, ptr(item.retry))?;
         self.a.mov(rip, rcx)?;
         self.a.jmp(again)?;
@@ -756,14 +762,15 @@ impl<'a> Assembler<'a> {
 
     // --- Both --------------------------------------------------------------------------------------------------------
 
-    /// Executes an operation between two looks at the registers. `sti_at`: L2's HLT that L1 does not intercept.
+    /// Executes an operation between two looks at the registers. `retry`: where to begin again L2's HLT that L1 does
+    /// not intercept.
     fn execute(
         &mut self,
         level: Level,
         op: &Op,
         id: u32,
         hole: Option<u64>,
-        sti_at: Option<CodeLabel>,
+        retry: Option<CodeLabel>,
     ) -> Emit {
         let layout = self.options.layout;
         if level == Level::L1 {
@@ -798,21 +805,27 @@ impl<'a> Assembler<'a> {
             Op::TripleFault => self.a.lidt(ptr(self.slot(slot::EMPTY_IDTR)))?,
             _ => {}
         }
-        let interruptible = match (level, op) {
-            (Level::L1, Op::Hlt { .. }) => true,
-            _ => sti_at.is_some(),
+        // HLT with STI before it. An emulator that is interrupted itself in between may forget that STI holds interrupts
+        // back for one instruction; the interrupt that should end the HLT then comes before it, and all is done again.
+        let retry = match (level, op) {
+            (Level::L1, Op::Hlt { .. }) => Some(self.a.create_label()),
+            _ => retry,
         };
-        self.begin(level, id)?;
-        if interruptible {
-            if let Some(mut retry) = sti_at {
-                self.a.set_label(&mut retry)?;
+        if let Some(mut retry) = retry {
+            self.a.set_label(&mut retry)?;
+            if level == Level::L1 {
+                self.a.lea(r13, ptr(retry))?;
+                self.a.mov(qword_ptr(self.slot(slot::RETRY)), r13)?;
             }
+        }
+        self.begin(level, id)?;
+        if retry.is_some() {
             self.a.sti()?;
         }
         self.place_instruction(id)?;
         self.instruction(op)?;
         self.place_resume(id)?;
-        if interruptible {
+        if retry.is_some() {
             self.a.cli()?;
         }
         self.end(level)
@@ -950,14 +963,31 @@ impl<'a> Assembler<'a> {
         Ok(handlers)
     }
 
-    /// L1's handler of [`WAKE_VECTOR`]: ends the interrupt, which is an exit like any other.
+    /// L1's handler of [`WAKE_VECTOR`]: ends the interrupt, which is an exit like any other. If the HLT that it should end
+    /// has not been executed yet, L1 begins again with that, and with another interrupt.
     fn interrupt_handler(&mut self) -> Emit<CodeLabel> {
+        let end_of_interrupt = write_msr(X2APIC_EOI, 0);
+        let [rip, rflags] = [0, 2].map(|word| 8 * (INTERRUPTED.len() as i32 + word));
         let mut label = self.a.create_label();
+        let mut after_hlt = self.a.create_label();
+        let mut end = self.a.create_label();
         self.a.set_label(&mut label)?;
         for register in INTERRUPTED {
             self.a.push(register)?;
         }
-        self.glue(&Step::new(Op::Wrmsr { msr: X2APIC_EOI.into(), value: 0.into(), step: 0.into() }))?;
+        self.a.mov(rax, qword_ptr(rsp + rip))?;
+        self.a.cmp(rax, qword_ptr(r8 + offset_of!(Record, rip) as i32))?;
+        self.a.jne(after_hlt)?;
+        self.a.mov(qword_ptr(r8 + offset_of!(Record, state) as i32), Record::VOID as i32)?;
+        self.a.mov(rax, qword_ptr(self.slot(slot::RETRY)))?;
+        self.a.mov(qword_ptr(rsp + rip), rax)?;
+        self.a.and(qword_ptr(rsp + rflags), !RFLAGS_IF)?;
+        self.glue(&end_of_interrupt)?;
+        self.glue(&write_msr(X2APIC_SELF_IPI, WAKE_VECTOR.into()))?;
+        self.a.jmp(end)?;
+        self.a.set_label(&mut after_hlt)?;
+        self.glue(&end_of_interrupt)?;
+        self.a.set_label(&mut end)?;
         for register in INTERRUPTED.into_iter().rev() {
             self.a.pop(register)?;
         }
@@ -1002,6 +1032,10 @@ impl<'a> Assembler<'a> {
             records_per_turn,
         })
     }
+}
+
+fn write_msr(msr: u64, value: u64) -> Step {
+    Step::new(Op::Wrmsr { msr: msr.into(), value: value.into(), step: 0.into() })
 }
 
 /// What a page that L2 jumps to holds: `jmp rdi`.

@@ -62,7 +62,7 @@ pub struct GuestLayout {
     pub vmcb: u64,
     /// The VMCB as it is at the start.
     pub pristine_vmcb: u64,
-    /// Registers that L1 keeps while L2 does not run: see [`Saved`].
+    /// Registers that L1 keeps while L2 does not run.
     pub registers: u64,
     /// Where its stack begins.
     pub stack: u64,
@@ -87,6 +87,8 @@ pub mod slot {
     pub const LOG_NOW: u64 = 0;
     /// An IDTR value with limit 0.
     pub const EMPTY_IDTR: u64 = 0x10;
+    /// Where L1 is to go on if its HLT was interrupted before it was executed.
+    pub const RETRY: u64 = 0x20;
     /// The record of the port write that asks user space to read the log.
     pub const SIGNAL: u64 = 0x100;
     /// What r8 and r9 point to before the first instruction.

@@ -20,7 +20,7 @@ use super::site::{Instruction, Next, Site};
 pub struct Record {
     /// Index of the [`Site`].
     pub site: u64,
-    /// [`Record::OPEN`] before the instruction, [`Record::CLOSED`] after it.
+    /// [`Record::OPEN`] before the instruction, [`Record::CLOSED`] after it; [`Record::VOID`] if it was not executed.
     pub state: u64,
     /// Turns done.
     pub turn: u64,
@@ -48,6 +48,8 @@ impl Record {
     pub const OPEN: u64 = 0;
     /// See [`Record::state`].
     pub const CLOSED: u64 = 1;
+    /// See [`Record::state`].
+    pub const VOID: u64 = 2;
     /// See [`Record::fault`].
     pub const FAULTED_BIT: u32 = 63;
 
@@ -148,8 +150,10 @@ pub struct Reader {
     waiting: VecDeque<Waiting>,
     /// The sequence number of the first of them.
     first: u64,
-    /// By guest: the exit that its L1 deals with now.
+    /// By guest: its exit that L1 deals with now.
     open: Vec<Option<u64>>,
+    /// The guest that runs.
+    running: Option<usize>,
 }
 
 #[derive(Debug)]
@@ -163,7 +167,7 @@ impl Reader {
     pub fn new(vcpu: u32, sites: Vec<Site>, layout: &VcpuLayout) -> Self {
         let vmcbs: Vec<u64> = layout.guests.iter().map(|guest| guest.vmcb).collect();
         let open = vec![None; vmcbs.len()];
-        Self { vcpu, sites, vmcbs, seq: 0, turn: 0, waiting: VecDeque::new(), first: 0, open }
+        Self { vcpu, sites, vmcbs, seq: 0, turn: 0, waiting: VecDeque::new(), first: 0, open, running: None }
     }
 
     /// The instructions of interest.
@@ -185,6 +189,9 @@ impl Reader {
                 record.site
             );
         };
+        if record.state == Record::VOID {
+            return Ok(());
+        }
         let here = || {
             format!("record {} of vCPU {}, step {} ({})", self.seq, self.vcpu, record.site, site.mnemonic())
         };
@@ -197,6 +204,9 @@ impl Reader {
                 here(),
                 record.before
             );
+        }
+        if let Some(guest) = site.guest {
+            ensure!(self.running == Some(guest), "{}: L1 does not run L2 {guest}", here());
         }
         let closed = record.state == Record::CLOSED;
         let outcome = match record.vector() {
@@ -258,6 +268,12 @@ impl Reader {
         let exits_to_l1 = matches!(site.handled, Some(Handled::Reflected | Handled::Forced));
         let guest = site.guest;
         self.turn = record.turn;
+        self.running = match guest {
+            // Until the next instruction of L1, or for ever if L1 does not see its exit.
+            Some(guest) if !exits_to_l1 => Some(guest),
+            Some(_) => None,
+            None => runs.filter(|_| !raised && outcome != Outcome::VmrunFailed),
+        };
         self.push(line, runs, guest.filter(|_| exits_to_l1));
         Ok(())
     }

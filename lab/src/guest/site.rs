@@ -147,7 +147,7 @@ fn tag(register: usize, vcpu: u32, site: u32) -> u64 {
     (0xa0 + 0x10 * register as u64) << 24 | u64::from(vcpu & 0xff) << 16 | u64::from(site & 0xffff)
 }
 
-/// RAX, RBX, RCX and RDX before a step, and what of [`Step::set`] the operation has no room for.
+/// RAX, RBX, RCX and RDX before a step. `cr` are the control registers at the start, by number.
 pub fn before(step: &Step, vcpu: u32, site: u32, layout: &VcpuLayout, cr: [u64; 9]) -> [Value; 4] {
     const RAX: usize = 0;
     const RCX: usize = 2;

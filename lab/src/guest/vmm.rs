@@ -81,8 +81,6 @@ struct Vcpu {
     layout: VcpuLayout,
     reader: Reader,
     memory: Arc<GuestMemoryMmap>,
-    /// The record of the last signal awaits its end.
-    signalled: bool,
 }
 
 impl Vm {
@@ -140,7 +138,6 @@ impl Vm {
                 reader: Reader::new(index, code.sites, area),
                 layout: area.clone(),
                 memory: Arc::clone(&memory),
-                signalled: false,
             });
         }
         Ok(Self { _vm: vm, memory, vcpus, timeout: config.timeout })
@@ -396,10 +393,7 @@ impl Vcpu {
             };
             match signal {
                 None => {}
-                Some(Signal::ReadLog) => {
-                    self.read_log(truth, false)?;
-                    self.signalled = true;
-                }
+                Some(Signal::ReadLog) => self.read_log(truth, false)?,
                 Some(Signal::Done) => return self.end(truth, false),
                 Some(Signal::Die) => {
                     self.end(truth, true)?;
@@ -434,12 +428,8 @@ impl Vcpu {
             .with_context(|| format!("cannot read guest memory at {address:#x}"))
     }
 
-    /// Writes what the log holds, the end of the last signal before it. `abruptly`: instructions may be unfinished.
+    /// Writes what the log holds. `abruptly`: instructions may be unfinished.
     fn read_log(&mut self, truth: &Truth, abruptly: bool) -> Result<()> {
-        if std::mem::take(&mut self.signalled) {
-            let record: Record = self.read(self.layout.slots + slot::SIGNAL)?;
-            self.reader.record(&record, false)?;
-        }
         let end: u64 = self.read(self.layout.slots + slot::LOG_NOW)?;
         ensure!(
             (self.layout.log..=self.layout.log_end).contains(&end)

@@ -34,4 +34,45 @@ macro_rules! builtin {
     };
 }
 
-builtin!("basic", "demo");
+builtin!(
+    "basic",
+    "cpuid",
+    "cr",
+    "demo",
+    "hlt",
+    "hypercall",
+    "mix",
+    "msr",
+    "multiplication",
+    "other",
+    "page-fault",
+    "pio",
+    "svm",
+    "two-guests",
+);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_one_is_possible() {
+        for builtin in BUILTIN {
+            let script = builtin.script().unwrap();
+            script.check().unwrap_or_else(|invalid| panic!("{}: {invalid}", builtin.name));
+            assert!(!script.description.is_empty() && !script.description.contains('\n'), "{}", builtin.name);
+        }
+    }
+
+    #[test]
+    fn every_file_is_one() {
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts");
+        let mut files: Vec<String> = std::fs::read_dir(folder)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        files.sort();
+        let names: Vec<String> = BUILTIN.iter().map(|builtin| format!("{}.json", builtin.name)).collect();
+        assert_eq!(names, files);
+    }
+}

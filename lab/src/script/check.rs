@@ -7,7 +7,7 @@ use std::ops::RangeInclusive;
 use crate::guest::layout::{LARGE_PAGE, MAPPED, MEMORY_LIMIT, PAGE, WAKE_VECTOR};
 use crate::guest::svm;
 
-use super::{Access, Finish, Guest, Hole, Op, Script, Step};
+use super::{Access, Finish, Guest, Hole, Number, Op, Script, Selection, Step};
 
 /// The ports that the guest signals its VMM by. L1 never intercepts them, and scripts do not use them.
 pub const CONTROL_PORTS: RangeInclusive<u16> = 0xe0..=0xe3;
@@ -30,19 +30,15 @@ pub fn control_port(port: u16) -> bool {
 /// Why a script is refused.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Invalid {
-    /// Which step: indices from the outermost on.
-    pub path: Vec<usize>,
+    /// Where: a guest by its index, or a step by the indices from the outermost on.
+    pub place: String,
     /// What is wrong with it.
     pub why: String,
 }
 
 impl fmt::Display for Invalid {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("step ")?;
-        for (n, index) in self.path.iter().enumerate() {
-            write!(f, "{}{index}", if n == 0 { "" } else { "." })?;
-        }
-        write!(f, ": {}", self.why)
+        write!(f, "{}: {}", self.place, self.why)
     }
 }
 
@@ -54,8 +50,25 @@ impl Script {
     /// # Errors
     /// For the first step that it cannot do.
     pub fn check(&self) -> Result<(), Invalid> {
+        for (index, guest) in self.guests.iter().enumerate() {
+            let refuse = |why: String| Err(Invalid { place: format!("guest {index}"), why });
+            if let Some(msr) = beyond(&guest.intercept_msrs, u32::MAX.into()) {
+                return refuse(format!("{msr} is no MSR number: it has 32 bits"));
+            }
+            if let Some(port) = beyond(&guest.intercept_ports, u16::MAX.into()) {
+                return refuse(format!("{port} is no port: the last one is 0xffff"));
+            }
+        }
         let mut check = Check { script: self, path: Vec::new(), holes: 0, steps: 0, running: Vec::new() };
         check.steps(&self.steps, None, 1)
+    }
+}
+
+/// The first number of a selection that is greater than `last`.
+fn beyond(selection: &Selection, last: u64) -> Option<Number> {
+    match selection {
+        Selection::Only(numbers) => numbers.iter().copied().find(|number| number.0 > last),
+        Selection::None | Selection::All => None,
     }
 }
 
@@ -80,7 +93,8 @@ type Checked = Result<(), Invalid>;
 
 impl<'a> Check<'a> {
     fn refuse<T>(&self, why: impl Into<String>) -> Result<T, Invalid> {
-        Err(Invalid { path: self.path.clone(), why: why.into() })
+        let path: Vec<String> = self.path.iter().map(usize::to_string).collect();
+        Err(Invalid { place: format!("step {}", path.join(".")), why: why.into() })
     }
 
     fn steps(&mut self, steps: &'a [Step], block: Option<InBlock<'a>>, copies: u64) -> Checked {
@@ -157,6 +171,9 @@ impl<'a> Check<'a> {
                     return self.refuse("`count` is 1 to 1024");
                 }
                 port_range(port, size)
+            }
+            Op::Hlt { sleep_us: Some(time) } if time > 4_000_000 => {
+                self.refuse("an APIC timer runs for at most 4 seconds")
             }
             Op::ReadCr { cr } if !matches!(cr, 0 | 4 | 8) => self.refuse("CR0, CR4 and CR8 only"),
             Op::WriteCr { cr, flip } => {
@@ -286,5 +303,82 @@ pub(super) fn is_used(op: &Op) -> [bool; 4] {
         }
         Op::L2 { .. } => [true; 4],
         _ => [false; 4],
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(guests: &str, steps: &str) -> Result<(), String> {
+        let text = format!(r#"{{"description": "", "guests": [{guests}], "steps": [{steps}]}}"#);
+        let script: Script = serde_json::from_str(&text).map_err(|error| error.to_string())?;
+        script.check().map_err(|invalid| invalid.to_string())
+    }
+
+    fn l2(steps: &str) -> String {
+        format!(r#"{{"op": {{"l2": {{"guest": 0, "steps": [{steps}]}}}}}}"#)
+    }
+
+    #[test]
+    fn what_cannot_be_done_is_refused() {
+        let refused = [
+            (r#"{"op": {"rdmsr": {"msr": "0x100000000"}}}"#, "step 0: an MSR number has 32 bits"),
+            (r#"{"op": {"rdmsr": {"msr": 1}}, "set": {"rcx": 2}}"#, "decides the value of rcx"),
+            (r#"{"op": {"rdmsr": {"msr": 1}}, "times": 0}"#, "`times` is 0"),
+            (r#"{"op": {"rdmsr": {"msr": 1}}, "times": 100001}"#, "more than 100000 steps"),
+            (r#"{"op": {"rdmsr": {"msr": 1}}, "l1": {}}"#, "`l1` is for steps of an L2"),
+            (r#"{"op": {"out": {"port": "0xdf", "size": 2}}}"#, "the guest's own"),
+            (r#"{"op": {"out": {"port": "0x3f8", "size": 1, "immediate": true}}}"#, "8 bits"),
+            (r#"{"op": {"in": {"port": "0x3f8", "size": 8}}}"#, "1, 2 or 4 bytes"),
+            (r#"{"op": {"ins": {"port": "0x3f8", "size": 1, "count": 0}}}"#, "`count`"),
+            (r#"{"op": {"hypercall": {"nr": 1, "args": [1, 2, 3, 4, 5]}}}"#, "at most 4"),
+            (r#"{"op": {"hlt": {"sleep_us": 5000000}}}"#, "4 seconds"),
+            (r#"{"op": {"read_cr": {"cr": 3}}}"#, "CR0, CR4 and CR8 only"),
+            (r#"{"op": {"write_cr": {"cr": 0, "flip": "0x80000000"}}}"#, "0x80000000"),
+            (r#"{"op": {"write_cr": {"cr": 8, "flip": 4}}}"#, "not to be flipped"),
+            (r#"{"op": {"mmio": {"address": "0x1000", "size": 4}}}"#, "MMIO"),
+            (r#"{"op": {"mmio": {"address": "0xd0000ffc", "size": 8}}}"#, "within a page"),
+            (r#"{"op": {"nested_page_fault": {"access": "read", "hole": "absent"}}}"#, "only an L2"),
+            (r#"{"op": "triple_fault"}"#, "the end of the VM"),
+            (r#"{"op": {"l2": {"guest": 1, "steps": []}}}"#, "no guest 1"),
+            (r#"{"op": {"l2": {"guest": 0, "repeat": 0, "steps": []}}}"#, "`repeat` is 0"),
+            (&l2(r#"{"op": {"l2": {"guest": 0, "steps": []}}}"#), "step 0.0: L2 has no guests"),
+            (&l2(r#"{"op": {"svm": "vmload"}}"#), "only if L1 intercepts"),
+            (&l2(r#"{"op": {"vmrun_invalid": {"defect": "asid_zero"}}}"#), "only L1"),
+            (&l2(r#"{"op": "triple_fault"}, {"op": "pause"}"#), "the last step"),
+            (&l2(r#"{"op": {"cpuid": {"leaf": 0}}, "l1": {}}"#), "does not intercept"),
+            (&l2(r#"{"op": {"hypercall": {"nr": 0}}, "l1": {"finish": "map"}}"#), "`map`"),
+            (
+                &l2(r#"{"op": {"nested_page_fault": {"access": "read", "hole": "read_only"}}}"#),
+                "does not fault",
+            ),
+            (
+                &l2(
+                    r#"{"op": {"hypercall": {"nr": 0}}, "l1": {"steps": [{"op": {"l2": {"guest": 0, "steps": []}}}]}}"#,
+                ),
+                "step 0.0.0: L1 is handling an exit of guest 0",
+            ),
+        ];
+        for (steps, why) in refused {
+            let error = check("{}", steps).expect_err(steps);
+            assert!(error.contains(why), "{steps}: {error}");
+        }
+        let error = check(r#"{"intercept_ports": {"only": ["0x10000"]}}"#, "").unwrap_err();
+        assert!(error.starts_with("guest 0: 0x10000 is no port"), "{error}");
+    }
+
+    #[test]
+    fn what_is_not_understood_is_refused() {
+        for steps in [
+            r#"{"op": {"rdmsr": {"msr": 1, "value": 2}}}"#,
+            r#"{"op": {"rdmsr": {"msr": 1}}, "time": 2}"#,
+            r#"{"op": {"rdmsr": {"msr": "0xgg"}}}"#,
+            r#"{"op": {"rdmsr": {"msr": -1}}}"#,
+            r#"{"op": {"out": {"port": 65536, "size": 1}}}"#,
+            r#"{"op": "rdmsr"}"#,
+        ] {
+            check("", steps).expect_err(steps);
+        }
     }
 }

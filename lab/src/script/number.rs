@@ -125,3 +125,28 @@ pub(super) mod port {
             .map_err(|_| de::Error::custom(format!("{number} is no port: the last one is 0xffff")))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_read_in_every_notation_and_written_in_hexadecimal() {
+        for (text, number) in
+            [("512", 512), (r#""0x200""#, 512), (r#""512""#, 512), (r#""0xffffffffffffffff""#, u64::MAX)]
+        {
+            assert_eq!(serde_json::from_str::<Number>(text).unwrap(), Number(number), "{text}");
+        }
+        assert_eq!(serde_json::to_string(&Number(512)).unwrap(), r#""0x200""#);
+    }
+
+    #[test]
+    fn values_wrap_around() {
+        let value = Value { base: u64::MAX, step: 2 };
+        assert_eq!([value.at(0), value.at(1), value.at(u64::MAX)], [u64::MAX, 1, u64::MAX - 2]);
+        let text = serde_json::to_string(&value).unwrap();
+        assert_eq!(text, r#"{"base":"0xffffffffffffffff","step":"0x2"}"#);
+        assert_eq!(serde_json::from_str::<Value>(&text).unwrap(), value);
+        assert_eq!(serde_json::from_str::<Value>("7").unwrap(), Value::fixed(7));
+    }
+}

@@ -21,6 +21,10 @@
 //! # Ok::<(), serde_json::Error>(())
 //! ```
 
+mod compare;
+
+pub use compare::{Difference, Seen, compare};
+
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
@@ -110,7 +114,9 @@ pub enum Exits {
     Never,
     /// One.
     Once,
-    /// One or more, with the same registers: a page fault that L0 needs several attempts for.
+    /// One or more, until the next instruction at this level: a page fault that L0 needs several attempts for, or that
+    /// comes back once L1 has filled the hole; a string instruction, of which L0 does a part at a time (RCX then counts
+    /// down).
     AtLeastOnce,
     /// That is for the host to decide: its KVM or its processor may or may not intercept it.
     HostDecides,
