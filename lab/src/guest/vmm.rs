@@ -91,7 +91,11 @@ impl Vm {
     pub fn new(config: &Config) -> Result<Self> {
         config.script.check()?;
         ensure!(config.vcpus >= 1, "a VM has at least one vCPU");
-        ensure!(config.repeat >= 1, "the script is to be done at least once");
+        ensure!(
+            (1..=i32::MAX as u32).contains(&config.repeat),
+            "the script is to be done at least once and at most {} times",
+            i32::MAX
+        );
         let kvm = Kvm::new()
             .context("cannot open /dev/kvm: is the kvm_amd module loaded, and may this user open it?")?;
         let cpuid = supported_cpuid(&kvm)?;
