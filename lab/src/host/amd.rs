@@ -61,7 +61,8 @@ impl Emulator for Amd {
 
     fn command(&self, program: &Path, boot: &Boot) -> Command {
         let mut command = Command::new(program);
-        command.args(["-accel", "tcg", "-cpu", "max", "-machine", "q35"]);
+        // With a thread for each CPU, L2 guests on several CPUs at once now and then end in a shutdown that nobody caused.
+        command.args(["-accel", "tcg,thread=single", "-cpu", "max", "-machine", "q35"]);
         command.args(["-smp", &self.smp.to_string(), "-m", &format!("{}M", self.memory_mib)]);
         command.args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]);
         if self.icount {
