@@ -5,6 +5,7 @@ pub mod binaries;
 pub mod counts;
 pub mod guest;
 pub mod host;
+pub mod overhead;
 pub mod script;
 pub mod truth;
 

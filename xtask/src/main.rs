@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 //! `cargo xtask`: the developer commands of this repository.
 
+mod bench;
 mod demo;
 mod dist;
 mod lab;
@@ -28,6 +29,7 @@ enum Command {
     Soak(test::SoakArguments),
     Lab(lab::Arguments),
     Dist(dist::Arguments),
+    Bench(bench::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -38,6 +40,7 @@ fn main() -> ExitCode {
         Command::Soak(arguments) => test::soak(&arguments),
         Command::Lab(arguments) => lab::run(arguments),
         Command::Dist(arguments) => dist::run(&arguments),
+        Command::Bench(arguments) => bench::run(&arguments),
     };
     result.unwrap_or_else(|error| {
         eprintln!("xtask: {error:#}");

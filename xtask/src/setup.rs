@@ -30,8 +30,8 @@ pub const BUILD: [Requirement; 7] = [
     Requirement::new("/usr/include/linux/bpf.h", "linux-libc-dev"),
 ];
 
-/// The programs whose view of an event the tests compare with ours.
-const PEERS: [Requirement; 4] = [
+/// The programs whose view of an event the tests, and whose cost the benchmarks, compare with ours.
+pub const PEERS: [Requirement; 4] = [
     Requirement::new("bpftool", "bpftool"),
     Requirement::new("bpftrace", "bpftrace"),
     Requirement::new("perf", "linux-perf"),

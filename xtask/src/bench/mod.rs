@@ -1,0 +1,30 @@
+// SPDX-License-Identifier: MIT
+//! `cargo xtask bench`: what exitregs costs, beside what others cost that do a part of the same.
+
+mod overhead;
+mod report;
+mod ways;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Args, Subcommand};
+
+/// Measure what watching exits costs
+#[derive(Args)]
+pub struct Arguments {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Subcommand)]
+enum What {
+    Overhead(overhead::Arguments),
+}
+
+/// Measures and prints.
+pub fn run(arguments: &Arguments) -> Result<ExitCode> {
+    match &arguments.what {
+        What::Overhead(arguments) => overhead::run(arguments),
+    }
+}
