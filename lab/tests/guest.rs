@@ -172,13 +172,18 @@ fn several_vcpus_and_a_full_log_lose_nothing() {
 }
 
 #[test]
-fn a_guest_that_dies_leaves_the_truth_until_then() {
+fn what_goes_wrong_is_said_and_a_guest_that_dies_leaves_the_truth_until_then() {
     let outcome = host(Kernel::Stock6_1)
         .run_each([
             Command::shell("exitregs-guest --script basic --repeat 9 --die-midway --truth /dev/stdout"),
             Command::shell("exitregs-guest --script basic --repeat 9 --truth /dev/stdout"),
             Command::shell("exitregs-guest --script mix --repeat 1000000 --timeout 2 --truth /dev/null"),
             Command::shell("exitregs-guest --script none"),
+            Command::shell("exitregs-guest --start-on-line </dev/null"),
+            Command::shell("echo | exitregs-guest --start-on-line --truth /dev/null"),
+            Command::shell(
+                "exitregs-guest --wait-for /go --truth /waited & sleep 1; test ! -s /waited && touch /go && wait $!",
+            ),
             Command::shell("rmmod kvm_amd; modprobe kvm_amd nested=0; exitregs-guest"),
             Command::shell("rmmod kvm_amd; exitregs-guest"),
         ])
@@ -201,8 +206,11 @@ fn a_guest_that_dies_leaves_the_truth_until_then() {
     for (n, status, message) in [
         (2, 1, "the guest was not done after 2s"),
         (3, 2, "--list shows them all"),
-        (4, 1, "nested=1"),
-        (5, 1, "cannot open /dev/kvm"),
+        (4, 1, "standard input ended"),
+        (5, 0, "ready "),
+        (6, 0, "ready "),
+        (7, 1, "nested=1"),
+        (8, 1, "cannot open /dev/kvm"),
     ] {
         let command = &outcome.commands[n];
         assert_eq!(command.status, exitregs_lab::host::Status::Code(status), "{command:?}");
