@@ -450,7 +450,7 @@ mod tests {
         let mut rdmsr = line(0, 1, "rdmsr", "msr", Operands { msr: Some(0x200), ..Operands::default() });
         rdmsr.before.rcx = 0x200;
         let cpuid = Operands { leaf: Some(0x4000_0000), subleaf: Some(0), ..Operands::default() };
-        let mut end = line(3, 2, "vmmcall", "vmmcall", Operands { nr: Some(0xa3), ..Operands::default() });
+        let mut end = line(3, 2, "vmmcall", "hypercall", Operands { nr: Some(0xa3), ..Operands::default() });
         (end.outcome, end.after) = (Did::Left, None);
         vec![rdmsr, line(1, 2, "cpuid", "cpuid", cpuid), line(2, 1, "hlt", "hlt", Operands::default()), end]
     }
