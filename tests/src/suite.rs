@@ -9,21 +9,22 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use exitregs_lab::binaries;
 use exitregs_lab::host::{Amd, Command, Finished, Host, Kernel, Outcome, Status};
+use exitregs_lab::{binaries, counts};
 use libtest_mimic::{Arguments, Trial};
 
 use crate::scenario::{FOLDER, Report, Scenario};
 
-/// How long a host may take for everything, unless a suite says otherwise.
-const TIME_LIMIT: Duration = Duration::from_secs(900);
+/// Seconds that a host may take for all its scenarios, with small and with large counts.
+const TIME_LIMIT: (u64, u64) = (900, 4 * 3600);
 
 /// An emulated AMD host with this checkout's programs.
 ///
 /// # Errors
 /// If they cannot be built.
 pub fn host(kernel: Kernel) -> Result<Host<Amd>> {
-    let mut host = Host::amd(kernel).time_limit(TIME_LIMIT).program("setpriv");
+    let limit = Duration::from_secs(counts().pick(TIME_LIMIT.0, TIME_LIMIT.1));
+    let mut host = Host::amd(kernel).time_limit(limit).program("setpriv");
     let driver = binaries::programs("exitregs-tests")?;
     let guest = binaries::lab()?.all;
     for (name, program) in driver.into_iter().chain(guest).chain([("exitregs".to_owned(), binaries::tool()?)])

@@ -69,7 +69,7 @@ fn describe(suite: &mut Suite) -> Result<()> {
         let boot = suite.boot(kernel.to_string(), suite::host(kernel)?.smp(2));
         selected(boot, "views", views());
         selected(boot, "options", options());
-        selected(boot, "random filters", random_filters(counts().pick(22, 1_000)));
+        selected(boot, "random filters", random_filters(counts().pick(11, 1_000)));
     }
     Ok(())
 }
@@ -178,7 +178,8 @@ fn at_once(boot: &mut Boot, name: &str, cases: Vec<Case>) {
                 }
             }
             let count = cases.len();
-            ensure!(telling > 0, "none of {count} filters selected some exits and not all");
+            let few = "filters selected some exits and not all: the others would pass unread";
+            ensure!(telling * 3 >= count, "only {telling} of {count} {few}");
             Ok(())
         },
     );

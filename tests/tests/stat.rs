@@ -43,7 +43,8 @@ fn counted(played: &Played, guest: &Guest, rows: &[Row]) -> Result<u64> {
 }
 
 fn every_script(boot: &mut Boot) {
-    let mut guests: Vec<_> = BUILTIN.iter().map(|script| Guest::new(script.name, script.name)).collect();
+    let mut guests: Vec<_> =
+        BUILTIN.iter().map(|script| Guest::new(script.name, script.name).repeat(2)).collect();
     let (seeds, ops) = counts().pick((3, 100), (50, 1_000));
     guests.extend((0..seeds).map(|seed| Guest::random(format!("seed-{seed}"), 2_000 + seed, ops)));
     let all = guests.clone();
