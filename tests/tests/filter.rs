@@ -69,7 +69,7 @@ fn describe(suite: &mut Suite) -> Result<()> {
         let boot = suite.boot(kernel.to_string(), suite::host(kernel)?.smp(2));
         selected(boot, "views", views());
         selected(boot, "options", options());
-        selected(boot, "random filters", random_filters(counts().pick(11, 1_000)));
+        selected(boot, "random filters", random_filters(counts().pick(11, 330)));
     }
     Ok(())
 }

@@ -149,7 +149,6 @@ static __always_inline int on_exit(struct kvm_vcpu *vcpu, const bool direct)
 
 static __always_inline int on_entry(struct kvm_vcpu *vcpu, const bool direct)
 {
-	__u64 now = bpf_ktime_get_ns();
 	__u32 tgid = bpf_get_current_pid_tgid() >> 32;
 	struct stat_vcpu *state;
 	struct stat_value *value;
@@ -161,7 +160,7 @@ static __always_inline int on_entry(struct kvm_vcpu *vcpu, const bool direct)
 	state = vcpu_state(vcpus, STAT_VCPU_BITS, vcpu, tgid, false, direct);
 	if (!state || !state->exit_time)
 		return 0;
-	time = now - state->exit_time;
+	time = bpf_ktime_get_ns() - state->exit_time;
 	state->exit_time = 0;
 
 	if (filter_at_entry) {
