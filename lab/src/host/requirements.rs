@@ -68,19 +68,23 @@ pub fn install(requirements: &[Requirement]) -> Result<Vec<&'static str>> {
         bail!("packages are missing; install them as root: {line}");
     }
     eprintln!("{line}");
-    let apt = |arguments: &[&str]| -> Result<bool> {
-        let mut command = Command::new("apt-get");
-        command.args(arguments).env("DEBIAN_FRONTEND", "noninteractive").stdin(Stdio::null());
-        // apt's progress is a message, and standard output belongs to the command that needs the packages.
-        command.stdout(std::io::stderr());
-        Ok(command.status().context("cannot run apt-get; this needs Debian or a relative of it")?.success())
-    };
-    let arguments = [&["install", "--yes", "--quiet", "--no-install-recommends"], &packages[..]].concat();
+    let arguments = [&["install", "--yes", "--no-install-recommends"], &packages[..]].concat();
     // Lists that are absent or old make the first attempt fail.
-    ensure!(apt(&arguments)? || (apt(&["update", "--quiet"])? && apt(&arguments)?), "`{line}` failed");
+    apt(&arguments).or_else(|_| apt(&["update"]).and_then(|()| apt(&arguments)))?;
     let unmet = missing(requirements);
     ensure!(unmet.is_empty(), "apt installed {} and yet something of it is missing", unmet.join(", "));
     Ok(packages)
+}
+
+/// Runs apt-get. What it says is shown only if it fails: it writes a line for every step of every package.
+fn apt(arguments: &[&str]) -> Result<()> {
+    let mut command = Command::new("apt-get");
+    command.args(arguments).env("DEBIAN_FRONTEND", "noninteractive").stdin(Stdio::null());
+    let output = command.output().context("cannot run apt-get; this needs Debian or a relative of it")?;
+    let said =
+        [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).concat();
+    ensure!(output.status.success(), "apt-get {} failed\n{}", arguments.join(" "), said.trim());
+    Ok(())
 }
 
 /// The error for a program that a package has and this machine lacks.
