@@ -88,6 +88,12 @@ pub fn compare(truth: &[Line], seen: &[Seen]) -> Vec<Difference> {
                 break true;
             }
             if again.values().any(|line| repeats(line, exit)) {
+                // They may as well be those of the next time that it is executed, if this line is none of the exits.
+                let next = exits.clone().find(|exit| !again.values().any(|line| repeats(line, exit)));
+                let comes = next.is_some_and(|exit| key(exit) == expected && fits(line, exit));
+                if line.exits == Exits::HostDecides && !comes {
+                    break false;
+                }
                 exits.next();
                 continue;
             }
@@ -113,6 +119,7 @@ pub fn compare(truth: &[Line], seen: &[Seen]) -> Vec<Difference> {
         let place = (line.level, line.l2);
         match line.exits {
             Exits::AtLeastOnce => again.insert(place, line),
+            Exits::HostDecides if !found => None,
             _ => again.remove(&place),
         };
     }
@@ -267,6 +274,24 @@ mod tests {
             assert_eq!(compare(&truth, &exits), [Difference::Unexpected(fault.clone())]);
             let exits = [vmrun, maybe, last].map(Seen::clone);
             assert_eq!(compare(&truth, &exits), [Difference::Missing(Box::new(truth[0].clone()))]);
+        }
+    }
+
+    #[test]
+    fn what_did_not_exit_does_not_part_the_same_instruction_before_and_after_it() {
+        let truth = [
+            line(0, 2, 0x1000, Exits::AtLeastOnce),
+            line(1, 2, 0x2000, Exits::HostDecides),
+            line(2, 2, 0x1000, Exits::AtLeastOnce),
+        ];
+        for see in [seen, blind] {
+            let [first, maybe, second] = &truth.each_ref().map(see);
+            let exits = [first, first, second, second].map(Seen::clone);
+            assert_eq!(compare(&truth, &exits), []);
+            let exits = [first, first, maybe, second, second].map(Seen::clone);
+            assert_eq!(compare(&truth, &exits), []);
+            let exits = [first, first, maybe].map(Seen::clone);
+            assert_eq!(compare(&truth, &exits), [Difference::Missing(Box::new(truth[2].clone()))]);
         }
     }
 
