@@ -56,6 +56,9 @@ pub trait Event: Sized {
     /// The value of `Self::FIELDS[index]`, zero-extended; `None` past the end.
     fn value(&self, index: usize) -> Option<u64>;
 
+    /// The record whose field `Self::FIELDS[index]` has the value `value(index)`, cut to its size.
+    fn from_values(value: impl FnMut(usize) -> u64) -> Self;
+
     /// The index of the field called `name`.
     fn index(name: &str) -> Option<usize> {
         Self::FIELDS.iter().position(|field| field.name == name)
@@ -212,6 +215,12 @@ macro_rules! common_events {
 
             fn value(&self, index: usize) -> Option<u64> {
                 [$( u64::from(self.$field) ),*].get(index).copied()
+            }
+
+            fn from_values(mut value: impl FnMut(usize) -> u64) -> Self {
+                let mut indices = 0..Self::FIELDS.len();
+                // The members are evaluated in the order in which they are written.
+                Self { $( $field: indices.next().map_or(0, &mut value) as field_type!(rust $type), )* }
             }
         }
     };

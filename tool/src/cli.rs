@@ -4,11 +4,12 @@
 use crate::commands::{doctor, generate, stat, trace};
 use crate::filter::Filter;
 use crate::host::Host;
+use crate::source::choose::Source;
 use crate::source::{self, MAX_VMS, Selection};
 use crate::vm;
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use exitregs_common::event::{Event, KvmExit};
+use exitregs_common::event::{Event, KvmExit, KvmNestedPageFault};
 use exitregs_common::hypercall::Abi;
 use exitregs_common::isa::{Isa, Level};
 use exitregs_common::view::{VIEWS, View};
@@ -46,13 +47,6 @@ pub struct Misuse(pub String);
 /// Misuse in what was given for an option.
 pub fn misuse(option: &str, error: impl fmt::Display) -> anyhow::Error {
     Misuse(format!("{option}: {error}")).into()
-}
-
-/// Where live exits come from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Source {
-    /// BPF programs on the events of an unmodified kernel
-    Bpf,
 }
 
 /// A level, as the command line spells it.
@@ -98,15 +92,13 @@ pub struct SelectionArguments {
     /// How L2's hypercalls are to be read, which only L1 knows
     #[arg(long, value_name = "ABI", value_parser = abis())]
     hypercall_abi: Option<Abi>,
-    /// Where exits come from; the best source of this host if not given
-    #[arg(long, value_enum)]
-    source: Option<Source>,
+    /// Where exits come from
+    #[arg(long, value_enum, default_value = "auto")]
+    pub source: Source,
 }
 
-/// The views of exits: those of other events need a source that has these events.
 fn views() -> impl TypedValueParser<Value = &'static View> {
-    let views = VIEWS.iter().filter(|view| view.event == KvmExit::NAME);
-    PossibleValuesParser::new(views.map(|view| PossibleValue::new(view.name).help(view.about)))
+    PossibleValuesParser::new(VIEWS.iter().map(|view| PossibleValue::new(view.name).help(view.about)))
         .try_map(|name| View::by_name(&name).ok_or("no such view"))
 }
 
@@ -141,29 +133,41 @@ impl SelectionArguments {
                 Ok(format!("exit_reason == {number}"))
             })
             .collect::<anyhow::Result<_>>()?;
-        let views: Vec<_> = self.view.iter().map(|view| format!("({})", view.predicate(isa))).collect();
+        let (exit_views, fault_views): (Vec<&View>, Vec<&View>) =
+            self.view.iter().partition(|view| view.event == KvmExit::NAME);
+        let exits = self.view.is_empty() || !exit_views.is_empty();
+        let views: Vec<_> = exit_views.iter().map(|view| format!("({})", view.predicate(isa))).collect();
         let vcpus: Vec<_> = self.vcpu.iter().map(|vcpu| format!("vcpu_id == {vcpu}")).collect();
         let level = self.level.map(|level| format!("is_nested == {}", Level::from(level).is_nested()));
 
+        // Those are of L2, and an exit's reason or fields do not select them.
+        let unasked = self.view.is_empty() && self.reason.is_empty() && self.condition.is_none();
+        let nested_page_faults =
+            (unasked || !fault_views.is_empty()) && self.level != Some(LevelArgument::L1);
+        if !exits && !nested_page_faults {
+            return Err(misuse("--level", "nested page faults are of L2"));
+        }
+        if !exits && !self.reason.is_empty() {
+            return Err(misuse("--reason", "nested page faults have no exit reason"));
+        }
+
+        let vcpus = ("--vcpu", vcpus.join(" || "));
+        let condition = ("--where", self.condition.clone().unwrap_or_default());
+        let given = |(option, text): &(&str, String)| {
+            // An empty --where is a mistake; an option that was not given is not.
+            !text.is_empty() || (*option == "--where" && self.condition.is_some())
+        };
         let conditions = [
             ("--view", views.join(" || ")),
             ("--level", level.unwrap_or_default()),
-            ("--vcpu", vcpus.join(" || ")),
+            vcpus.clone(),
             ("--reason", reasons.join(" || ")),
-            ("--where", self.condition.clone().unwrap_or_default()),
+            condition.clone(),
         ];
-        let mut filter: Option<Filter<KvmExit>> = None;
-        for (option, text) in conditions {
-            // An empty --where is a mistake; an option that was not given is not.
-            if text.is_empty() && (option != "--where" || self.condition.is_none()) {
-                continue;
-            }
-            let condition = Filter::parse(&text, isa).map_err(|error| misuse(option, error))?;
-            filter = Some(match filter {
-                Some(filter) => filter.and(condition),
-                None => condition,
-            });
-        }
+        let conditions = conditions.into_iter().filter(|condition| exits && given(condition));
+        let filter: Option<Filter<KvmExit>> = all_of(conditions, isa)?;
+        let conditions = [vcpus, condition].into_iter().filter(|one| nested_page_faults && given(one));
+        let nested_page_fault_filter: Option<Filter<KvmNestedPageFault>> = all_of(conditions, isa)?;
         if let Some(filter) = &filter {
             // The programs are compiled when they are needed; that they can be is the user's to know now.
             filter.program().map_err(|error| Misuse(format!("{error}: ask for less at once")))?;
@@ -171,7 +175,14 @@ impl SelectionArguments {
         if vms.len() > MAX_VMS {
             return Err(misuse("--vm", format!("{} VMs, but {MAX_VMS} at most can be selected", vms.len())));
         }
-        Ok(Selection { vms, filter, hypercall_abi_l2: self.hypercall_abi })
+        Ok(Selection {
+            vms,
+            exits,
+            filter,
+            nested_page_faults,
+            nested_page_fault_filter,
+            hypercall_abi_l2: self.hypercall_abi,
+        })
     }
 
     /// The selection on `host`.
@@ -179,6 +190,22 @@ impl SelectionArguments {
     /// # Errors
     /// KVM does not work here, or as [`resolve`](Self::resolve).
     pub fn on(&self, host: &Host) -> anyhow::Result<Selection> {
-        self.resolve(source::bpf::check_kvm(host)?)
+        self.resolve(source::check_kvm(host)?)
     }
+}
+
+/// The filter that all of these conditions make, each given with the option that it comes from; none without any.
+fn all_of<E: Event>(
+    conditions: impl Iterator<Item = (&'static str, String)>,
+    isa: Isa,
+) -> anyhow::Result<Option<Filter<E>>> {
+    let mut filter: Option<Filter<E>> = None;
+    for (option, text) in conditions {
+        let condition = Filter::parse(&text, isa).map_err(|error| misuse(option, error))?;
+        filter = Some(match filter {
+            Some(filter) => filter.and(condition),
+            None => condition,
+        });
+    }
+    Ok(filter)
 }

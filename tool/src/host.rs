@@ -114,6 +114,12 @@ impl Host {
         }
     }
 
+    /// Where tracefs is mounted; `None` if it is not, or not for this user.
+    pub fn tracefs(&self) -> Option<PathBuf> {
+        let places = ["sys/kernel/tracing", "sys/kernel/debug/tracing"];
+        places.into_iter().map(|place| self.root.join(place)).find(|place| place.join("events").exists())
+    }
+
     /// The kernel's BTF, and KVM's if it is made of modules.
     pub fn btf_files(&self) -> BtfFiles {
         let directory = self.root.join("sys/kernel/btf");

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: MIT
 //! What exits amount to.
 
+pub mod pairing;
 pub mod stat;

@@ -2,6 +2,7 @@
 //! Counts and times of exits.
 
 use exitregs_common::detail::Detail;
+use exitregs_common::event::Exit;
 use exitregs_common::isa::{Isa, Level};
 use std::collections::HashMap;
 
@@ -25,6 +26,20 @@ pub struct Key {
     pub exit_reason: u32,
     /// MSR, hypercall, CPUID leaf or port.
     pub detail: Detail,
+}
+
+impl Key {
+    /// Under which `exit` is counted; `None` if its instruction set is none that there is.
+    pub fn of(exit: &Exit, per_vcpu: bool) -> Option<Self> {
+        Some(Self {
+            vm: exit.tgid,
+            vcpu: per_vcpu.then_some(exit.exit.vcpu_id),
+            level: Level::from_is_nested(exit.exit.is_nested),
+            isa: Isa::from_field(exit.exit.isa)?,
+            exit_reason: exit.exit.exit_reason,
+            detail: Detail::of(exit),
+        })
+    }
 }
 
 /// Counts and times by key.

@@ -4,12 +4,11 @@
 use crate::btf;
 use crate::host::{Host, Kvm};
 use crate::output::style::{self, Styled};
-use crate::source::bpf::{self, Unusable};
+use crate::source::{Unusable, bpf, check_kvm, native};
 use anyhow::Result;
 use clap::Args;
 use serde::Serialize;
 use std::io::Write;
-use std::path::Path;
 
 /// The arguments of `exitregs doctor`.
 #[derive(Debug, Args)]
@@ -45,7 +44,7 @@ struct Check {
 pub fn run(arguments: &Arguments) -> Result<u8> {
     let host = Host::this();
     let checks = checks(&host);
-    let works = checks.iter().any(|check| check.name == "source bpf" && check.finding == Finding::Ok);
+    let works = checks.iter().any(|check| check.name.starts_with("source ") && check.finding == Finding::Ok);
     let mut out = anstream::stdout().lock();
     if arguments.json {
         serde_json::to_writer_pretty(&mut out, &serde_json::json!({ "works": works, "checks": checks }))
@@ -102,8 +101,9 @@ fn checks(host: &Host) -> Vec<Check> {
         kvm_btf(host),
         lockdown(host),
         capabilities(host),
-        tracefs(),
+        tracefs(host),
         source_bpf(host),
+        source_native(host),
     ]
 }
 
@@ -118,7 +118,7 @@ fn kernel(host: &Host) -> Check {
 }
 
 fn kvm(host: &Host) -> Check {
-    match bpf::check_kvm(host) {
+    match check_kvm(host) {
         Ok(isa) => {
             let place = if host.kvm_is_module { "as modules" } else { "built in" };
             ok("KVM", format!("{} ({place})", isa.to_string().to_uppercase()))
@@ -203,22 +203,20 @@ fn capabilities(host: &Host) -> Check {
     }
 }
 
-fn tracefs() -> Check {
-    let places = ["/sys/kernel/tracing", "/sys/kernel/debug/tracing"];
-    match places.iter().find(|place| Path::new(place).join("events").exists()) {
-        Some(place) => ok("tracefs", *place),
+fn tracefs(host: &Host) -> Check {
+    match host.tracefs() {
+        Some(place) => ok("tracefs", place.display().to_string()),
         None => note(
             "tracefs",
             "not mounted, or not for this user",
-            "the bpf source does not need it; for trace-cmd and perf: mount -t tracefs nodev /sys/kernel/tracing",
+            "the bpf source does not need it; for the native source, trace-cmd and perf, as root: mount -t tracefs \
+             nodev /sys/kernel/tracing",
         ),
     }
 }
 
 fn source_bpf(host: &Host) -> Check {
-    let access =
-        bpf::check_kvm(host).and_then(|_| bpf::check_btf(host)).and_then(|()| bpf::check_permission(host));
-    match access {
+    match bpf::check(host) {
         Ok(access) => ok("source bpf", access.to_string()),
         Err(_) => Check {
             name: "source bpf",
@@ -226,5 +224,12 @@ fn source_bpf(host: &Host) -> Check {
             is: "needs what is missing above".to_owned(),
             remedy: None,
         },
+    }
+}
+
+fn source_native(host: &Host) -> Check {
+    match native::check(host) {
+        Ok(native) => ok("source native", native.to_string()),
+        Err(unusable) => note("source native", unusable.what, unusable.remedy),
     }
 }

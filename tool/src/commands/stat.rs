@@ -4,11 +4,11 @@
 use super::Stop;
 use super::child::Child;
 use crate::analysis::stat::{Table, since};
-use crate::cli::SelectionArguments;
+use crate::cli::{SelectionArguments, misuse};
 use crate::host::Host;
 use crate::output::json::StatRow;
 use crate::output::table::{self, Sort};
-use crate::source::bpf::stat::Stat;
+use crate::source::{Stat, choose};
 use crate::vm::{self, Names};
 use anstream::AutoStream;
 use anyhow::{Context, Result};
@@ -67,6 +67,12 @@ pub struct Arguments {
 pub fn run(arguments: &Arguments) -> Result<u8> {
     let host = Host::this();
     let selection = arguments.selection.on(&host)?;
+    if !selection.exits {
+        return Err(misuse(
+            "--view",
+            "stat counts exits; nested page faults are none, `exitregs trace` shows them",
+        ));
+    }
     let mut report = Report {
         out: output(arguments)?,
         arguments,
@@ -77,11 +83,12 @@ pub fn run(arguments: &Arguments) -> Result<u8> {
     };
 
     let mut stop = Stop::new()?;
-    let mut stat = Stat::start(&host, &selection, arguments.per_vcpu)?;
+    let mut chosen = choose::stat(&host, &selection, arguments.per_vcpu, arguments.selection.source)?;
     let mut command = Child::start(&arguments.command)?;
     if !command.exists() && arguments.duration.is_none() {
-        eprintln!("exitregs: counting by the bpf source with {}; Ctrl-C stops and prints", stat.access());
+        eprintln!("exitregs: counting by {chosen}; Ctrl-C stops and prints");
     }
+    let stat = &mut *chosen.live;
 
     stop.after(arguments.duration);
     report.started = Instant::now();
@@ -93,26 +100,34 @@ pub fn run(arguments: &Arguments) -> Result<u8> {
         while !ended && !stop.is_due() && next.is_none_or(|next| Instant::now() < next) {
             let left = next.map_or(WAIT_INTERVAL, |next| next.saturating_duration_since(Instant::now()));
             stop.sleep(left.min(WAIT_INTERVAL));
+            stat.poll()?;
             report.learn_names();
             ended = command.has_ended()?;
         }
         if ended || stop.is_due() {
             break;
         }
-        let now = stat.read();
-        report.suggest_names(&stat);
+        let now = stat.read()?;
+        report.suggest_names(stat);
         let time = Instant::now();
         report.print(&since(&now, &earlier), time - earlier_time, time)?;
         (earlier, earlier_time) = (now, time);
     }
 
     let time = Instant::now();
-    let (now, counters) = stat.finish();
-    report.suggest_names(&stat);
+    let (now, counters) = stat.finish()?;
+    report.suggest_names(stat);
     if arguments.interval.is_some() {
         report.print(&since(&now, &earlier), time - earlier_time, time)?;
     } else {
         report.print(&now, time - report.started, time)?;
+    }
+    if counters.lost > 0 {
+        eprintln!(
+            "exitregs: {} events were lost: they came faster than they could be read; select fewer exits, or use the \
+             bpf source",
+            counters.lost
+        );
     }
     if counters.uncounted > 0 {
         eprintln!(
@@ -160,7 +175,7 @@ impl Report<'_> {
         self.names_learnt = Instant::now();
     }
 
-    fn suggest_names(&mut self, stat: &Stat) {
+    fn suggest_names(&mut self, stat: &dyn Stat) {
         for (pid, command) in stat.commands() {
             self.names.suggest(pid, &command);
         }

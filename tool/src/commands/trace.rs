@@ -3,16 +3,17 @@
 
 use super::Stop;
 use super::child::Child;
+use crate::analysis::pairing::Record;
 use crate::cli::SelectionArguments;
 use crate::host::Host;
 use crate::output::json;
 use crate::output::line::Lines;
-use crate::source::bpf::trace::Trace;
+use crate::source::{check_kvm, choose};
 use crate::vm::Names;
 use anstream::{AutoStream, ColorChoice};
 use anyhow::{Context, Result};
 use clap::Args;
-use exitregs_common::event::Exit;
+use exitregs_common::isa::Isa;
 use std::fs::{OpenOptions, Permissions};
 use std::io::{self, BufWriter, Write};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
@@ -70,12 +71,14 @@ pub fn run(arguments: &Arguments) -> Result<u8> {
         lines: (!arguments.json).then(|| Lines::new(colour)),
         left: arguments.count.unwrap_or(u64::MAX),
         printed: 0,
+        nested_page_faults: 0,
         names: Names::default(),
+        isa: check_kvm(&host)?,
     };
 
     let mut stop = Stop::new()?;
-    let mut trace = Trace::start(&host, &selection, arguments.buffer_size)?;
-    eprintln!("exitregs: tracing by the bpf source with {}; Ctrl-C stops", trace.access());
+    let mut trace = choose::trace(&host, &selection, arguments.buffer_size, arguments.selection.source)?;
+    eprintln!("exitregs: tracing by {trace}; Ctrl-C stops");
     if let Some(lines) = &printer.lines {
         lines
             .heading(&mut printer.out)
@@ -86,17 +89,20 @@ pub fn run(arguments: &Arguments) -> Result<u8> {
     stop.after(arguments.duration);
     loop {
         let due = stop.is_due() || command.has_ended()?;
-        printer.print(&trace.read()?)?;
+        printer.print(&trace.live.read()?)?;
         if due || printer.left == 0 {
             break;
         }
         stop.sleep(POLL_INTERVAL);
     }
-    let (exits, counters) = trace.finish()?;
-    printer.print(&exits)?;
+    let (records, counters) = trace.live.finish()?;
+    printer.print(&records)?;
     printer.out.flush()?;
 
     eprintln!("exitregs: {} exits printed, {} lost", printer.printed, counters.lost);
+    if printer.nested_page_faults > 0 {
+        eprintln!("exitregs: {} nested page faults printed", printer.nested_page_faults);
+    }
     if counters.lost > 0 {
         eprintln!(
             "exitregs: the ring buffer was full: give it more with --buffer-size, or select fewer exits"
@@ -136,28 +142,34 @@ struct Printer {
     lines: Option<Lines>,
     left: u64,
     printed: u64,
+    nested_page_faults: u64,
     names: Names,
+    isa: Isa,
 }
 
 impl Printer {
-    fn print(&mut self, exits: &[Exit]) -> Result<()> {
-        for exit in exits {
+    fn print(&mut self, records: &[Record]) -> Result<()> {
+        for record in records {
             if self.left == 0 {
                 break;
             }
             self.left -= 1;
-            self.printed += 1;
+            match record {
+                Record::Exit(_) => self.printed += 1,
+                Record::NestedPageFault(_) => self.nested_page_faults += 1,
+            }
+            let name = self.names.get(record.tgid());
             match &mut self.lines {
-                Some(lines) => lines.exit(&mut self.out, exit, &mut self.names),
+                Some(lines) => lines.record(&mut self.out, record, self.isa, name),
                 None => {
-                    let object = json::exit(exit, self.names.get(exit.tgid));
+                    let object = json::record(record, self.isa, name);
                     let written = serde_json::to_writer(&mut self.out, &object).map_err(io::Error::from);
                     written.and_then(|()| self.out.write_all(b"\n"))
                 }
             }
             .context("cannot write an exit")?;
         }
-        if !exits.is_empty() {
+        if !records.is_empty() {
             self.out.flush().context("cannot write the exits")?;
         }
         Ok(())

@@ -2,14 +2,49 @@
 //! Exits and counts as JSON. Numbers that may exceed 2^53 are strings in hexadecimal; what a source
 //! does not know is null.
 
+use crate::analysis::pairing::{NestedPageFault, Record};
 use crate::analysis::stat::{Key, Times};
 use exitregs_common::detail::Detail;
-use exitregs_common::event::{Event, Exit, KvmEntry, KvmExit};
+use exitregs_common::event::{Event, Exit, KvmEntry, KvmExit, KvmNestedPageFault};
 use exitregs_common::isa::{Isa, Level};
-use exitregs_common::operation::Operation;
+use exitregs_common::operation::{NestedPageFault as NestedPageFaultText, Operation};
 use exitregs_common::outcome::{ExitResult, Outcome};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
+
+/// An exit or nested page fault as an object; `isa` is the host's.
+pub fn record(record: &Record, isa: Isa, vm_name: &str) -> Value {
+    match record {
+        Record::Exit(one) => exit(one, vm_name),
+        Record::NestedPageFault(fault) => nested_page_fault(fault, isa, vm_name),
+    }
+}
+
+/// Of a nested page fault there is no entry: `event` tells it from an exit.
+fn nested_page_fault(fault: &NestedPageFault, isa: Isa, vm_name: &str) -> Value {
+    json!({
+        "event": KvmNestedPageFault::NAME,
+        "time_ns": fault.time,
+        "vm": vm(fault.tgid),
+        "vm_name": vm_name,
+        "vcpu": fault.event.vcpu_id,
+        "level": level(Level::from_is_nested(fault.event.is_nested)),
+        "l2": l2(fault.nested_state),
+        "isa": isa.to_string(),
+        "operation": NestedPageFaultText(&fault.event, isa).to_string(),
+        "nested_page_fault": fields(&fault.event, 0),
+    })
+}
+
+/// The pid of a VM; null if the source did not know it.
+fn vm(tgid: u32) -> Value {
+    (tgid != 0).then_some(tgid).into()
+}
+
+/// The GPA of vmcb12 or vmcs12; null if the source did not know it.
+fn l2(nested_state: u64) -> Value {
+    if nested_state == 0 { Value::Null } else { hexadecimal(nested_state) }
+}
 
 /// An exit as an object.
 pub fn exit(exit: &Exit, vm_name: &str) -> Value {
@@ -17,11 +52,11 @@ pub fn exit(exit: &Exit, vm_name: &str) -> Value {
     let mut object = Map::new();
     let mut set = |name: &str, value: Value| object.insert(name.to_owned(), value);
     set("time_ns", exit.exit_time.into());
-    set("vm", exit.tgid.into());
+    set("vm", vm(exit.tgid));
     set("vm_name", vm_name.into());
     set("vcpu", exit.exit.vcpu_id.into());
     set("level", level(Level::from_is_nested(exit.exit.is_nested)));
-    set("l2", if exit.exit.is_nested != 0 { hexadecimal(exit.nested_state) } else { Value::Null });
+    set("l2", if exit.exit.is_nested != 0 { l2(exit.nested_state) } else { Value::Null });
     set("isa", isa.map(|isa| isa.to_string()).into());
     set("reason", isa.map(|isa| isa.exit_reason(exit.exit.exit_reason).to_string()).into());
     set("operation", Operation(exit).to_string().into());

@@ -4,8 +4,9 @@
 pub mod stat;
 pub mod trace;
 
+use super::{Unusable, check_kvm, unusable};
 use crate::btf;
-use crate::host::{Host, Kvm};
+use crate::host::Host;
 use anyhow::{Context, Error, Result, anyhow, bail};
 use exitregs_common::event::{Event, KvmExit};
 use exitregs_common::isa::Isa;
@@ -33,42 +34,6 @@ impl fmt::Display for Access {
             Self::Typed => "typed pointers (tp_btf)",
             Self::Untyped => "checked reads (raw_tp): slower; CAP_SYS_ADMIN would allow typed pointers",
         })
-    }
-}
-
-/// Why the BPF source does not work on a host, and what to do.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{what}\n  {remedy}")]
-pub struct Unusable {
-    /// What is missing.
-    pub what: String,
-    /// How to get it.
-    pub remedy: String,
-}
-
-fn unusable(what: impl Into<String>, remedy: impl Into<String>) -> Unusable {
-    Unusable { what: what.into(), remedy: remedy.into() }
-}
-
-/// Whether KVM can run guests, which every live source needs.
-///
-/// # Errors
-/// It cannot; why, and what to do.
-pub fn check_kvm(host: &Host) -> Result<Isa, Unusable> {
-    match host.kvm {
-        Kvm::Ready(isa) => Ok(isa),
-        Kvm::Absent => Err(unusable(
-            "KVM is not loaded",
-            "load it before exitregs starts: modprobe kvm_amd, or modprobe kvm_intel",
-        )),
-        Kvm::NoVendor => Err(unusable(
-            "kvm_exit can never fire here: KVM has neither kvm_amd nor kvm_intel (a paravirtual KVM, or no vendor module)",
-            "load kvm_amd or kvm_intel before exitregs starts; in a VM, have nested virtualization enabled on its host",
-        )),
-        Kvm::NoExtension(isa) => Err(unusable(
-            format!("the CPU does not offer {} to KVM", isa.to_string().to_uppercase()),
-            "enable virtualization in the firmware; in a VM, enable nested virtualization on its host",
-        )),
     }
 }
 
@@ -108,6 +73,16 @@ pub fn check_permission(host: &Host) -> Result<Access, Unusable> {
     Ok(if host.kvm_is_module && !host.capabilities.sys_admin { Access::Untyped } else { Access::Typed })
 }
 
+/// Whether the programs can run here, and how they would get at the vCPU.
+///
+/// # Errors
+/// They cannot; why, and what to do.
+pub fn check(host: &Host) -> Result<Access, Unusable> {
+    check_kvm(host)?;
+    check_btf(host)?;
+    check_permission(host)
+}
+
 /// Everything that loading a program needs to know of the host.
 struct Target {
     isa: Isa,
@@ -121,8 +96,7 @@ struct Target {
 impl Target {
     fn new(host: &Host) -> Result<Self> {
         let isa = check_kvm(host)?;
-        check_btf(host)?;
-        let access = check_permission(host)?;
+        let access = check(host)?;
         let files = host.btf_files();
         let arguments = btf::tracepoint_arguments(&files, "kvm_exit")?;
         let exit_vcpu_argument = arguments.iter().position(|ty| ty == "kvm_vcpu").filter(|index| *index < 2);

@@ -4,7 +4,7 @@
 use super::{Access, Target, explain, set_constants};
 use crate::analysis::stat::{Key, Table, Times};
 use crate::host::Host;
-use crate::source::Selection;
+use crate::source::{self, Counters, Selection};
 use anyhow::{Context, Result};
 use exitregs_common::detail::Detail;
 use exitregs_common::event::abi_from_field;
@@ -26,15 +26,6 @@ pub struct Stat {
     isa: Isa,
     access: Access,
     per_vcpu: bool,
-}
-
-/// What could not be counted.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Counters {
-    /// Exits that found a map full.
-    pub uncounted: u64,
-    /// Exits whose filter read a field that was unknown.
-    pub undecided: u64,
 }
 
 impl Stat {
@@ -76,13 +67,41 @@ impl Stat {
         Ok(Self { links, skeleton, isa: target.isa, access: target.access, per_vcpu })
     }
 
-    /// How the programs read the kernel.
-    pub fn access(&self) -> Access {
-        self.access
+    fn vcpus(&self) -> impl Iterator<Item = types::stat_vcpu> {
+        used(self.tables().into_iter().flat_map(|tables| &tables.vcpus), |vcpu| vcpu.owner)
     }
 
-    /// All that ended since the start.
-    pub fn read(&self) -> Table {
+    fn tables(&self) -> Option<&types::bss> {
+        self.skeleton.maps.bss_data.as_deref()
+    }
+
+    fn counters(&self) -> Counters {
+        self.tables().map_or_else(Counters::default, |bss| Counters {
+            uncounted: bss.counters.uncounted,
+            undecided: bss.counters.undecided,
+            ..Counters::default()
+        })
+    }
+
+    fn key(&self, key: &types::stat_key) -> Key {
+        let abi = abi_from_field(key.hypercall_abi);
+        Key {
+            vm: key.tgid,
+            vcpu: self.per_vcpu.then_some(key.vcpu_id),
+            level: Level::from_is_nested(key.is_nested),
+            isa: self.isa,
+            exit_reason: key.exit_reason,
+            detail: Detail::from_key(self.isa, key.exit_reason, abi, key.detail),
+        }
+    }
+}
+
+impl source::Stat for Stat {
+    fn how(&self) -> String {
+        self.access.to_string()
+    }
+
+    fn read(&mut self) -> Result<Table> {
         let mut table = Table::default();
         for value in used(self.tables().into_iter().flat_map(|tables| &tables.values), |value| value.owner) {
             // A place that was taken this moment may not have its key yet.
@@ -97,50 +116,20 @@ impl Stat {
                 });
             }
         }
-        table
+        Ok(table)
     }
 
-    /// Stops, and returns all that was counted, with the exits that no entry has ended.
-    pub fn finish(&mut self) -> (Table, Counters) {
+    fn finish(&mut self) -> Result<(Table, Counters)> {
         self.links.clear();
-        let mut table = self.read();
+        let mut table = self.read()?;
         for vcpu in self.vcpus().filter(|vcpu| vcpu.exit_time != 0) {
             table.entry(self.key(&vcpu.key)).or_default().unended += 1;
         }
-        (table, self.counters())
+        Ok((table, self.counters()))
     }
 
-    /// The commands of the VMMs that were seen, by pid.
-    pub fn commands(&self) -> Vec<(u32, String)> {
+    fn commands(&self) -> Vec<(u32, String)> {
         self.vcpus().map(|vcpu| (vcpu.key.tgid, text(&vcpu.command))).collect()
-    }
-
-    fn vcpus(&self) -> impl Iterator<Item = types::stat_vcpu> {
-        used(self.tables().into_iter().flat_map(|tables| &tables.vcpus), |vcpu| vcpu.owner)
-    }
-
-    fn tables(&self) -> Option<&types::bss> {
-        self.skeleton.maps.bss_data.as_deref()
-    }
-
-    /// What could not be counted so far.
-    pub fn counters(&self) -> Counters {
-        self.tables().map_or_else(Counters::default, |bss| Counters {
-            uncounted: bss.counters.uncounted,
-            undecided: bss.counters.undecided,
-        })
-    }
-
-    fn key(&self, key: &types::stat_key) -> Key {
-        let abi = abi_from_field(key.hypercall_abi);
-        Key {
-            vm: key.tgid,
-            vcpu: self.per_vcpu.then_some(key.vcpu_id),
-            level: Level::from_is_nested(key.is_nested),
-            isa: self.isa,
-            exit_reason: key.exit_reason,
-            detail: Detail::from_key(self.isa, key.exit_reason, abi, key.detail),
-        }
     }
 }
 

@@ -2,8 +2,9 @@
 //! Exits one by one, each with the entry that ended it.
 
 use super::{Access, Target, explain, record, set_constants};
+use crate::analysis::pairing::Record;
 use crate::host::Host;
-use crate::source::Selection;
+use crate::source::{self, Counters, Selection};
 use anyhow::{Context, Result};
 use exitregs_common::event::Exit;
 use libbpf_rs::skel::{OpenSkel, SkelBuilder};
@@ -27,15 +28,6 @@ pub struct Trace {
     received: Rc<RefCell<Vec<Exit>>>,
     skeleton: TraceSkel<'static>,
     access: Access,
-}
-
-/// What was not delivered.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Counters {
-    /// Exits that found the ring buffer full.
-    pub lost: u64,
-    /// Exits whose filter read a field that was unknown.
-    pub undecided: u64,
 }
 
 impl Trace {
@@ -88,47 +80,39 @@ impl Trace {
         Ok(Self { links, ring, received, skeleton, access: target.access })
     }
 
-    /// How the programs read the kernel.
-    pub fn access(&self) -> Access {
-        self.access
+    fn counters(&self) -> Counters {
+        self.skeleton.maps.bss_data.as_ref().map_or_else(Counters::default, |bss| Counters {
+            lost: bss.counters.lost,
+            undecided: bss.counters.undecided,
+            ..Counters::default()
+        })
+    }
+}
+
+impl source::Trace for Trace {
+    fn how(&self) -> String {
+        self.access.to_string()
     }
 
-    /// The exits that have ended since the last call, by the time of the exit.
-    ///
-    /// # Errors
-    /// The ring buffer cannot be read.
-    pub fn read(&mut self) -> Result<Vec<Exit>> {
+    fn read(&mut self) -> Result<Vec<Record>> {
         self.ring.consume().context("cannot read the ring buffer")?;
         let mut exits = std::mem::take(&mut *self.received.borrow_mut());
         exits.sort_by_key(|exit| exit.exit_time);
-        Ok(exits)
+        Ok(exits.into_iter().map(Record::Exit).collect())
     }
 
-    /// Stops; returns what has not been read yet, with the exits that no entry has ended.
-    ///
-    /// # Errors
-    /// The ring buffer or the map of vCPUs cannot be read.
-    pub fn finish(mut self) -> Result<(Vec<Exit>, Counters)> {
+    fn finish(&mut self) -> Result<(Vec<Record>, Counters)> {
         self.links.clear();
-        let mut exits = self.read()?;
+        let mut records = self.read()?;
         let vcpus = self.skeleton.maps.bss_data.iter().flat_map(|bss| &bss.vcpus);
         for open in vcpus.flat_map(|vcpu| &vcpu.open).filter(|open| open.exit_time != 0) {
             // SAFETY: exit_record and Exit have the same members, all integers, and the same size; the programs,
             // which wrote it, are detached.
             let mut exit: Exit = unsafe { std::mem::transmute_copy(open) };
             exit.entry_time = 0;
-            exits.push(exit);
+            records.push(Record::Exit(exit));
         }
-        exits.sort_by_key(|exit| exit.exit_time);
-        let counters = self.counters();
-        Ok((exits, counters))
-    }
-
-    /// What was not delivered so far.
-    pub fn counters(&self) -> Counters {
-        self.skeleton.maps.bss_data.as_ref().map_or_else(Counters::default, |bss| Counters {
-            lost: bss.counters.lost,
-            undecided: bss.counters.undecided,
-        })
+        records.sort_by_key(Record::time);
+        Ok((records, self.counters()))
     }
 }

@@ -1,0 +1,126 @@
+// SPDX-License-Identifier: MIT
+//! The events that the native source takes, and what their records say.
+
+use super::format::{Format, FormatError, Layout, Place};
+use crate::analysis::pairing::{Unknown, What};
+use exitregs_common::event::{Event, KvmEntry, KvmExit, KvmNestedPageFault};
+use exitregs_common::flags::EventInfo;
+use exitregs_common::hypercall::Abi;
+
+/// The event of a nested entry, which tells the L2.
+pub const NESTED_ENTRY: &str = "kvm_nested_vmenter";
+/// The event of an exception that KVM injects, which `kvm_entry` does not tell before Linux 7.
+pub const EXCEPTION: &str = "kvm_inj_exception";
+/// The events that tell whose a hypercall is. A kernel without the emulation of a hypervisor may lack its event.
+pub const HYPERCALLS: [(&str, Abi); 3] =
+    [("kvm_hypercall", Abi::Kvm), ("kvm_hv_hypercall", Abi::HyperV), ("kvm_xen_hypercall", Abi::Xen)];
+
+/// How the records of one event are read.
+#[derive(Debug, Clone)]
+enum Decoder {
+    Exit(Layout<KvmExit>),
+    Entry(Layout<KvmEntry>),
+    NestedPageFault(Layout<KvmNestedPageFault>),
+    NestedEntry { l2: Place, event: Place },
+    Exception { vector: Place, has_error: Place, error_code: Place },
+    Hypercall(Abi),
+}
+
+/// How the records of all events are read, by the running kernel's `format` files.
+#[derive(Debug, Clone)]
+pub struct Events {
+    decoders: Vec<(u64, &'static str, Decoder)>,
+    kind: Place,
+    thread: Place,
+    /// What this kernel's events do not tell.
+    pub unknown: Unknown,
+}
+
+impl Events {
+    /// Reads the descriptions; `format` gives the text of an event's `format` file, if the kernel has the event.
+    ///
+    /// # Errors
+    /// An event is missing, or is not as it should be: for instance the kernel lacks the patches.
+    pub fn new(format: impl Fn(&str) -> Option<String>) -> Result<Self, FormatError> {
+        let parse = |name: &'static str| {
+            let text = format(name).ok_or(FormatError::Missing(name))?;
+            Format::parse(&text)
+        };
+        let exit = parse(KvmExit::NAME)?;
+        let common = |field: &'static str| exit.place(field).ok_or(FormatError::Missing(field));
+        let (kind, thread) = (common("common_type")?, common("common_pid")?);
+        let exit_layout = Layout::<KvmExit>::of(&exit)?;
+        let entry = parse(KvmEntry::NAME)?;
+        let entry_layout = Layout::<KvmEntry>::of(&entry)?;
+        let unknown = Unknown { exit: exit_layout.absent(), entry: entry_layout.absent() };
+        let fault = parse(KvmNestedPageFault::NAME)?;
+        let fault_layout = Layout::of(&fault)?;
+
+        let place = |format: &Format, field: &'static str| {
+            let missing = || FormatError::NoField { event: format.name.clone(), fields: vec![field] };
+            format.place(field).ok_or_else(missing)
+        };
+        let nested = parse(NESTED_ENTRY)?;
+        let nested_entry =
+            Decoder::NestedEntry { l2: place(&nested, "vmcb")?, event: place(&nested, "event_inj")? };
+        let injected = parse(EXCEPTION)?;
+        let exception = Decoder::Exception {
+            vector: place(&injected, "exception")?,
+            has_error: place(&injected, "has_error")?,
+            error_code: place(&injected, "error_code")?,
+        };
+        let mut decoders = vec![
+            (exit.id.into(), KvmExit::NAME, Decoder::Exit(exit_layout)),
+            (entry.id.into(), KvmEntry::NAME, Decoder::Entry(entry_layout)),
+            (fault.id.into(), KvmNestedPageFault::NAME, Decoder::NestedPageFault(fault_layout)),
+            (nested.id.into(), NESTED_ENTRY, nested_entry),
+            (injected.id.into(), EXCEPTION, exception),
+        ];
+        for (name, abi) in HYPERCALLS {
+            if let Some(text) = format(name) {
+                decoders.push((Format::parse(&text)?.id.into(), name, Decoder::Hypercall(abi)));
+            }
+        }
+        Ok(Self { decoders, kind, thread, unknown })
+    }
+
+    /// The names of the events that this kernel has.
+    pub fn names(&self) -> impl Iterator<Item = &'static str> {
+        self.decoders.iter().map(|(_, name, _)| *name)
+    }
+
+    /// The fields that this kernel's `kvm_exit` and `kvm_entry` lack.
+    pub fn lacks(&self) -> Vec<&'static str> {
+        fn named<E: Event>(bits: u32) -> impl Iterator<Item = &'static str> {
+            let fields = E::FIELDS.iter().enumerate();
+            fields.filter(move |(index, _)| bits & 1 << index != 0).map(|(_, field)| field.name)
+        }
+        named::<KvmExit>(self.unknown.exit).chain(named::<KvmEntry>(self.unknown.entry)).collect()
+    }
+
+    /// The thread of a record and what it says. `None` inside: an event that is not ours. `None`: the record is too
+    /// short for what it is.
+    pub fn decode(&self, record: &[u8]) -> Option<Option<(u32, What)>> {
+        let kind = self.kind.read(record)?;
+        let Some((.., decoder)) = self.decoders.iter().find(|(id, ..)| *id == kind) else {
+            return Some(None);
+        };
+        let what = match decoder {
+            Decoder::Exit(layout) => What::Exit(layout.decode(record)?),
+            Decoder::Entry(layout) => What::Entry(layout.decode(record)?),
+            Decoder::NestedPageFault(layout) => What::NestedPageFault(layout.decode(record)?),
+            Decoder::NestedEntry { l2, event } => {
+                What::NestedEntry { l2: l2.read(record)?, event: EventInfo(event.read(record)? as u32) }
+            }
+            Decoder::Exception { vector, has_error, error_code } => What::Exception {
+                vector: vector.read(record)? as u8,
+                error_code: (has_error.read(record)? != 0)
+                    .then(|| error_code.read(record))
+                    .flatten()
+                    .map(|code| code as u32),
+            },
+            Decoder::Hypercall(abi) => What::Hypercall(*abi),
+        };
+        Some(Some((self.thread.read(record)? as u32, what)))
+    }
+}

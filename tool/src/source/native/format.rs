@@ -1,0 +1,247 @@
+// SPDX-License-Identifier: MIT
+//! tracefs' `format` files: what the running kernel's records look like.
+//!
+//! Source: `f_show()` and `print_subsystem_event_filter()` in Linux' `kernel/trace/trace_events.c`.
+
+use exitregs_common::event::{Event, Field};
+use std::marker::PhantomData;
+
+/// Where a field lies in a record or page.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Place {
+    /// Byte offset.
+    pub offset: usize,
+    /// Bytes.
+    pub size: usize,
+}
+
+impl Place {
+    /// The field's value, zero-extended; `None` if `bytes` ends before it, or if it is no number.
+    pub fn read(self, bytes: &[u8]) -> Option<u64> {
+        let field = bytes.get(self.offset..self.offset.checked_add(self.size)?)?;
+        Some(match *field {
+            [byte] => byte.into(),
+            [a, b] => u16::from_ne_bytes([a, b]).into(),
+            [a, b, c, d] => u32::from_ne_bytes([a, b, c, d]).into(),
+            [a, b, c, d, e, f, g, h] => u64::from_ne_bytes([a, b, c, d, e, f, g, h]),
+            _ => return None,
+        })
+    }
+}
+
+/// A `format` file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Format {
+    /// The event's name.
+    pub name: String,
+    /// `common_type` of its records.
+    pub id: u16,
+    fields: Vec<(String, Place)>,
+}
+
+/// Why a `format` file cannot be used.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum FormatError {
+    /// The text is not a `format` file's.
+    #[error("line {line} of the format file makes no sense: {text:?}")]
+    Line {
+        /// Which, from 1.
+        line: usize,
+        /// The line.
+        text: String,
+    },
+    /// A line is missing.
+    #[error("the format file has no {0}")]
+    Missing(&'static str),
+    /// The event lacks fields.
+    #[error("{event} has no {}", .fields.join(", "))]
+    NoField {
+        /// The event.
+        event: String,
+        /// The fields.
+        fields: Vec<&'static str>,
+    },
+    /// A field is not of the size that it should be.
+    #[error("{event} has {field} in {found} bytes; {expected} are expected")]
+    Size {
+        /// The event.
+        event: String,
+        /// The field.
+        field: &'static str,
+        /// The file's size.
+        found: usize,
+        /// The size that exitregs-common says.
+        expected: usize,
+    },
+}
+
+impl Format {
+    /// Parses the text of a `format` file.
+    ///
+    /// # Errors
+    /// A line makes no sense, or there is no name or id.
+    pub fn parse(text: &str) -> Result<Self, FormatError> {
+        let value = |key: &str| text.lines().find_map(|line| line.strip_prefix(key)).map(str::trim);
+        let name = value("name:").ok_or(FormatError::Missing("name"))?.to_owned();
+        let id = value("ID:").and_then(|id| id.parse().ok()).ok_or(FormatError::Missing("ID"))?;
+        Ok(Self { name, id, fields: fields(text)? })
+    }
+
+    /// Where a field lies in the record, which begins with the common header.
+    pub fn place(&self, field: &str) -> Option<Place> {
+        find(&self.fields, field)
+    }
+}
+
+/// The fields that a text describes, each in a line such as `field:u64 info1; offset:32; size:8; signed:0;`.
+pub(super) fn fields(text: &str) -> Result<Vec<(String, Place)>, FormatError> {
+    let lines = text.lines().enumerate().filter(|(_, line)| line.trim_start().starts_with("field:"));
+    lines
+        .map(|(number, line)| {
+            field(line).ok_or_else(|| FormatError::Line { line: number + 1, text: line.to_owned() })
+        })
+        .collect()
+}
+
+fn field(line: &str) -> Option<(String, Place)> {
+    let mut parts = line.trim().split(';').map(str::trim);
+    let declaration = parts.next()?.strip_prefix("field:")?;
+    let name = declaration.split_whitespace().last()?;
+    let name = name.split_once('[').map_or(name, |(name, _)| name);
+    let mut number = |key: &str| parts.next()?.strip_prefix(key)?.parse().ok();
+    Some((name.to_owned(), Place { offset: number("offset:")?, size: number("size:")? }))
+}
+
+pub(super) fn find(fields: &[(String, Place)], name: &str) -> Option<Place> {
+    fields.iter().find(|(field, _)| field == name).map(|(_, place)| *place)
+}
+
+/// Where the fields of `E` lie in the records of the running kernel.
+#[derive(Debug, Clone)]
+pub struct Layout<E> {
+    places: Vec<Option<Place>>,
+    event: PhantomData<E>,
+}
+
+impl<E: Event> Layout<E> {
+    /// Checks a `format` file against the field table of `E`.
+    ///
+    /// # Errors
+    /// A field is missing that is not optional, or has another size.
+    pub fn of(format: &Format) -> Result<Self, FormatError> {
+        let missing: Vec<_> = E::FIELDS
+            .iter()
+            .filter(|field| !field.optional && format.place(field.name).is_none())
+            .map(|field| field.name)
+            .collect();
+        if !missing.is_empty() {
+            return Err(FormatError::NoField { event: format.name.clone(), fields: missing });
+        }
+        let place = |field: &Field| match format.place(field.name) {
+            Some(Place { size, .. }) if size != field.size => Err(FormatError::Size {
+                event: format.name.clone(),
+                field: field.name,
+                found: size,
+                expected: field.size,
+            }),
+            place => Ok(place),
+        };
+        Ok(Self { places: E::FIELDS.iter().map(place).collect::<Result<_, _>>()?, event: PhantomData })
+    }
+
+    /// Bit n set: this kernel's event lacks `E::FIELDS[n]`.
+    pub fn absent(&self) -> u32 {
+        self.places.iter().enumerate().filter(|(_, place)| place.is_none()).map(|(index, _)| 1 << index).sum()
+    }
+
+    /// The fields of a record; absent ones are 0. `None` if the record is too short.
+    pub fn decode(&self, record: &[u8]) -> Option<E> {
+        let mut complete = true;
+        let event = E::from_values(|index| match self.places[index] {
+            Some(place) => place.read(record).unwrap_or_else(|| {
+                complete = false;
+                0
+            }),
+            None => 0,
+        });
+        complete.then_some(event)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use exitregs_common::event::{KvmEntry, KvmExit, KvmNestedPageFault};
+
+    /// What a kernel with these fields of `E` would show.
+    fn text<E: Event>(has: impl Fn(&Field) -> bool) -> String {
+        let mut text = format!("name: {}\nID: 321\nformat:\n", E::NAME);
+        for (name, offset, size) in [("common_type", 0, 2), ("common_pid", 4, 4)] {
+            text += &format!("\tfield:unsigned short {name};\toffset:{offset};\tsize:{size};\tsigned:0;\n");
+        }
+        text.push('\n');
+        for field in E::FIELDS.iter().filter(|field| has(field)) {
+            let Field { c_type, name, offset, size, .. } = field;
+            text += &format!("\tfield:{c_type} {name};\toffset:{};\tsize:{size};\tsigned:0;\n", offset + 8);
+        }
+        text + "\nprint fmt: \"vcpu %u\", REC->vcpu_id\n"
+    }
+
+    fn round_trip<E: Event + PartialEq + std::fmt::Debug>() {
+        let format = Format::parse(&text::<E>(|_| true)).unwrap();
+        assert_eq!((format.name.as_str(), format.id), (E::NAME, 321));
+        let layout = Layout::<E>::of(&format).unwrap();
+        assert_eq!(layout.absent(), 0);
+        let event = E::from_values(|index| 0x0101_0101_0101_0101 * (index as u64 + 1));
+        let mut record = vec![0; 8 + size_of::<E>()];
+        for (index, field) in E::FIELDS.iter().enumerate() {
+            let value = event.value(index).unwrap().to_ne_bytes();
+            record[8 + field.offset..][..field.size].copy_from_slice(&value[..field.size]);
+        }
+        assert_eq!(layout.decode(&record), Some(event));
+        let end = E::FIELDS.iter().map(|field| 8 + field.offset + field.size).max().unwrap();
+        assert_eq!(layout.decode(&record[..end - 1]), None, "a record that is cut off");
+    }
+
+    #[test]
+    fn records_are_read_as_they_were_written() {
+        round_trip::<KvmExit>();
+        round_trip::<KvmEntry>();
+        round_trip::<KvmNestedPageFault>();
+    }
+
+    #[test]
+    fn older_kernels_lack_optional_fields() {
+        let format = Format::parse(&text::<KvmExit>(|field| !field.optional)).unwrap();
+        let absent = Layout::<KvmExit>::of(&format).unwrap().absent();
+        assert_eq!(absent, 1 << KvmExit::index("requests").unwrap());
+    }
+
+    #[test]
+    fn an_unpatched_kernel_lacks_the_registers() {
+        let format = Format::parse(&text::<KvmExit>(|field| !field.is_common())).unwrap();
+        let error = Layout::<KvmExit>::of(&format).unwrap_err().to_string();
+        assert_eq!(error, "kvm_exit has no is_nested, is_protected, rax, rbx, rcx, rdx");
+    }
+
+    #[test]
+    fn a_field_of_another_size_is_refused() {
+        let text = text::<KvmExit>(|_| true).replace("rax;\toffset:80;\tsize:8", "rax;\toffset:80;\tsize:4");
+        let error = Layout::<KvmExit>::of(&Format::parse(&text).unwrap()).unwrap_err();
+        assert!(matches!(error, FormatError::Size { field: "rax", found: 4, expected: 8, .. }), "{error}");
+    }
+
+    #[test]
+    fn arrays_are_fields_as_well() {
+        let line = "\tfield:char comm[16];\toffset:8;\tsize:16;\tsigned:0;";
+        assert_eq!(field(line), Some(("comm".to_owned(), Place { offset: 8, size: 16 })));
+    }
+
+    #[test]
+    fn nonsense_is_refused() {
+        assert!(matches!(Format::parse(""), Err(FormatError::Missing("name"))));
+        assert!(matches!(Format::parse("name: x\nID: -1\n"), Err(FormatError::Missing("ID"))));
+        let line = Format::parse("name: x\nID: 1\n\tfield:int a;\toffset:x;\tsize:4;\n");
+        assert!(matches!(line, Err(FormatError::Line { line: 3, .. })));
+    }
+}

@@ -1,0 +1,100 @@
+// SPDX-License-Identifier: MIT
+//! A running trace of the kernel's own events: set up, read, taken down.
+
+use super::events::{EXCEPTION, Events, HYPERCALLS, NESTED_ENTRY};
+use super::instance::Instance;
+use super::reader::Reader;
+use crate::analysis::pairing::{Pairing, Record};
+use crate::source::{Counters, Selection};
+use anyhow::Result;
+use exitregs_common::event::{Event, KvmEntry, KvmExit, KvmNestedPageFault};
+use std::path::Path;
+
+/// Each CPU's ring buffer has at least this many KiB.
+const LEAST_BUFFER_KIB: usize = 1024;
+
+/// A session. Dropping it removes all that it set up.
+#[derive(Debug)]
+pub(super) struct Session {
+    /// Before the instance: what is open cannot be removed.
+    reader: Reader,
+    instance: Instance,
+    pairing: Pairing,
+    vms: Vec<u32>,
+}
+
+impl Session {
+    /// Starts to trace into ring buffers of `buffer_size` bytes altogether.
+    pub(super) fn start(
+        tracefs: &Path,
+        events: Events,
+        selection: &Selection,
+        buffer_size: usize,
+    ) -> Result<Self> {
+        let instance = Instance::new(tracefs)?;
+        // BPF programs' clock, and the user's: clock_gettime(CLOCK_MONOTONIC).
+        instance.set("trace_clock", "mono")?;
+        // The reader is told of what is overwritten, not of what is refused.
+        instance.set("options/overwrite", "1")?;
+        let unknown = events.unknown;
+        let names: Vec<_> = events.names().collect();
+        let reader = Reader::open(&instance, events)?;
+        let buffer = (buffer_size / 1024 / reader.cpus().max(1)).max(LEAST_BUFFER_KIB);
+        // Rounded up to whole pages.
+        instance.write("buffer_size_kb", &buffer.to_string())?;
+        if !selection.vms.is_empty() {
+            instance.set_processes(&selection.vms)?;
+        }
+        if let Some(filter) = &selection.filter {
+            instance.set_filter(KvmExit::NAME, &filter.to_string())?;
+        }
+        if let Some(filter) = &selection.nested_page_fault_filter {
+            instance.set_filter(KvmNestedPageFault::NAME, &filter.to_string())?;
+        }
+
+        let mut wanted = vec![NESTED_ENTRY];
+        if selection.nested_page_faults {
+            wanted.push(KvmNestedPageFault::NAME);
+        }
+        if selection.exits {
+            wanted.push(EXCEPTION);
+            wanted.extend(HYPERCALLS.map(|(name, _)| name));
+            // The exit last: it must not find its entry disabled.
+            wanted.extend([KvmEntry::NAME, KvmExit::NAME]);
+        }
+        for event in wanted.into_iter().filter(|event| names.contains(event)) {
+            instance.enable(event)?;
+        }
+        let pairing = Pairing::new(unknown, selection.hypercall_abi_l2);
+        Ok(Self { reader, instance, pairing, vms: selection.vms.clone() })
+    }
+
+    /// What has come out since the last call, by time.
+    pub(super) fn read(&mut self) -> Result<Vec<Record>> {
+        self.reader.read(&mut self.pairing)?;
+        Ok(self.selected(Pairing::records))
+    }
+
+    /// Stops; what has not been read yet, and what was lost.
+    pub(super) fn finish(&mut self) -> Result<(Vec<Record>, Counters)> {
+        self.instance.set("tracing_on", "0")?;
+        self.reader.drain(&mut self.pairing)?;
+        let records = self.selected(Pairing::finish);
+        Ok((records, Counters { lost: self.reader.lost()?, ..Counters::default() }))
+    }
+
+    /// The processes that were seen, and their commands' names.
+    pub(super) fn commands(&self) -> Vec<(u32, String)> {
+        self.reader.commands()
+    }
+
+    /// The records of the selected VMs: the kernel also takes those of processes that their VMMs have started.
+    fn selected(&mut self, take: impl FnOnce(&mut Pairing) -> Vec<Record>) -> Vec<Record> {
+        let mut records = take(&mut self.pairing);
+        if !self.vms.is_empty() {
+            // 0: a thread that was gone before anybody could ask whose it was; the kernel knew.
+            records.retain(|record| record.tgid() == 0 || self.vms.contains(&record.tgid()));
+        }
+        records
+    }
+}
