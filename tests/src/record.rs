@@ -33,6 +33,50 @@ pub struct Exit {
     pub entry: Option<EntryFields>,
 }
 
+/// A line of `trace --json` that is no exit's.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "the members are those of tool/src/output/json.rs")]
+pub struct NestedPageFault {
+    pub event: String,
+    pub time_ns: u64,
+    pub vm: u32,
+    pub vm_name: String,
+    pub vcpu: u32,
+    pub level: u8,
+    #[serde(deserialize_with = "hex_or_null")]
+    pub l2: Option<u64>,
+    pub isa: String,
+    pub operation: String,
+    pub nested_page_fault: NestedPageFaultFields,
+}
+
+/// The fields of `kvm_nested_page_fault`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "documented in exitregs_common::event")]
+pub struct NestedPageFaultFields {
+    pub vcpu_id: u32,
+    #[serde(deserialize_with = "hex")]
+    pub guest_rip: u64,
+    #[serde(deserialize_with = "hex")]
+    pub gpa: u64,
+    #[serde(deserialize_with = "hex")]
+    pub host_error_code: u64,
+    #[serde(deserialize_with = "hex")]
+    pub guest_error_code: u64,
+    pub is_nested: u8,
+    pub is_protected: u8,
+    #[serde(deserialize_with = "hex")]
+    pub rax: u64,
+    #[serde(deserialize_with = "hex")]
+    pub rbx: u64,
+    #[serde(deserialize_with = "hex")]
+    pub rcx: u64,
+    #[serde(deserialize_with = "hex")]
+    pub rdx: u64,
+}
+
 /// How an exit ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -64,8 +108,8 @@ pub struct ExitFields {
     #[serde(deserialize_with = "hex")]
     pub error_code: u64,
     pub vcpu_id: u32,
-    #[serde(deserialize_with = "hex")]
-    pub requests: u64,
+    #[serde(deserialize_with = "hex_or_null")]
+    pub requests: Option<u64>,
     pub is_nested: u8,
     pub is_protected: u8,
     #[serde(deserialize_with = "hex")]
@@ -199,7 +243,7 @@ impl ExitFields {
             intr_info: self.intr_info as u32,
             error_code: self.error_code as u32,
             vcpu_id: self.vcpu_id,
-            requests: self.requests,
+            requests: self.requests.unwrap_or(0),
             is_nested: self.is_nested,
             is_protected: self.is_protected,
             rax: self.rax,
@@ -232,8 +276,9 @@ pub fn exits(played: &Played, trace: &str) -> Result<Vec<Exit>> {
 /// # Errors
 /// If it cannot be read, or says otherwise than it wrote how many exits there were.
 pub fn exits_and_lost(played: &Played, trace: &str) -> Result<(Vec<Exit>, u64)> {
-    let mut exits: Vec<Exit> =
-        lines(&played.read(&format!("{trace}.json"))?).with_context(|| trace.to_owned())?;
+    let text = played.read(&format!("{trace}.json"))?;
+    let exits = text.lines().filter(|line| !is_nested_page_fault(line));
+    let mut exits: Vec<Exit> = lines(exits).with_context(|| trace.to_owned())?;
     let said = played.stderr(trace)?;
     let counts = said.lines().find_map(|line| {
         let counts = line.strip_prefix("exitregs: ")?.strip_suffix(" lost")?;
@@ -250,12 +295,25 @@ pub fn exits_and_lost(played: &Played, trace: &str) -> Result<(Vec<Exit>, u64)> 
     Ok((exits, lost))
 }
 
+/// The nested page faults that a `trace --json` wrote.
+///
+/// # Errors
+/// If they cannot be read.
+pub fn nested_page_faults(played: &Played, trace: &str) -> Result<Vec<NestedPageFault>> {
+    let text = played.read(&format!("{trace}.json"))?;
+    lines(text.lines().filter(|line| is_nested_page_fault(line))).with_context(|| trace.to_owned())
+}
+
+fn is_nested_page_fault(line: &str) -> bool {
+    line.contains("\"event\":\"kvm_nested_page_fault\"")
+}
+
 /// The tables that a `stat --json` wrote.
 ///
 /// # Errors
 /// If they cannot be read.
 pub fn tables(played: &Played, stat: &str) -> Result<Vec<Table>> {
-    lines(&played.read(&format!("{stat}.json"))?).with_context(|| stat.to_owned())
+    lines(played.read(&format!("{stat}.json"))?.lines()).with_context(|| stat.to_owned())
 }
 
 /// The one table that a `stat --json` without `--interval` wrote.
@@ -268,9 +326,9 @@ pub fn table(played: &Played, stat: &str) -> Result<Table> {
     tables.pop().context("there is one")
 }
 
-fn lines<T: serde::de::DeserializeOwned>(text: &str) -> Result<Vec<T>> {
+fn lines<'a, T: serde::de::DeserializeOwned>(lines: impl Iterator<Item = &'a str>) -> Result<Vec<T>> {
     let parse = |(number, line): (usize, &str)| {
         serde_json::from_str(line).with_context(|| format!("line {}: {line}", number + 1))
     };
-    text.lines().enumerate().map(parse).collect()
+    lines.enumerate().map(parse).collect()
 }

@@ -506,7 +506,7 @@ mod tests {
                 intr_info: 0,
                 error_code: 0,
                 vcpu_id: line.vcpu,
-                requests: 0,
+                requests: None,
                 is_nested: line.level - 1,
                 is_protected: 0,
                 rax,

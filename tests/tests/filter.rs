@@ -192,7 +192,7 @@ fn same(expected: &[Exit], found: &[Exit]) -> Result<()> {
         for exit in exits {
             let mut exit = Exit { time_ns: 0, took_ns: None, l0_ns: None, ..exit.clone() };
             // Requests come in at any time.
-            exit.exit.requests = 0;
+            exit.exit.requests = None;
             by_vcpu.entry((exit.vm, exit.vcpu)).or_default().push(exit);
         }
         by_vcpu

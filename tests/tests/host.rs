@@ -5,7 +5,8 @@ use std::fs;
 use std::path::Path;
 
 use exitregs::host::{Capabilities, Host, Kvm};
-use exitregs::source::bpf::{Access, check_btf, check_kvm, check_permission};
+use exitregs::source::bpf::{Access, check_btf, check_permission};
+use exitregs::source::check_kvm;
 use exitregs_common::isa::Isa;
 use tempfile::TempDir;
 

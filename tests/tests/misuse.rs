@@ -25,6 +25,7 @@ fn describe(suite: &mut Suite) -> Result<()> {
         let boot = suite.boot(kernel.to_string(), suite::host(kernel)?.smp(2));
         without_privileges(boot);
         wrong_arguments(boot);
+        without_patches(boot);
         without_btf(boot);
         output_that_cannot_be_written(boot);
         a_reader_that_has_enough(boot);
@@ -70,7 +71,7 @@ fn wrong_arguments(boot: &mut Boot) {
         (&["no-such-command"], &["no-such-command"]),
         (&["trace", "--no-such-option"], &["--no-such-option"]),
         (&["trace", "--view", "no-such-view"], &["no-such-view", "msr-write"]),
-        (&["trace", "--view", "nested-page-fault"], &["nested-page-fault"]),
+        (&["stat", "--view", "nested-page-fault"], &["--view", "stat counts exits"]),
         (&["trace", "--level", "l3"], &["l3", "l2"]),
         (&["trace", "--vcpu", "first"], &["first"]),
         (&["trace", "--reason", "no-such-reason"], &["--reason", "no-such-reason"]),
@@ -106,6 +107,20 @@ fn wrong_arguments(boot: &mut Boot) {
             ensure!(played.stdout(name)?.is_empty(), "exitregs {arguments}: something on standard output");
         }
         Ok(())
+    });
+}
+
+/// What only patched kernels have.
+fn without_patches(boot: &mut Boot) {
+    let scenario = Scenario::new("no patches")
+        .run(exitregs("trace", ["trace", "--source", "native"]))
+        .run(exitregs("stat", ["stat", "--source", "native"]))
+        .run(exitregs("faults", ["trace", "--view", "nested-page-fault"]));
+    boot.test(scenario, |played| {
+        let lacks = "kvm_exit has no is_nested, is_protected, rax, rbx, rcx, rdx";
+        played.failed("trace", 1, &[lacks, "patch series"])?;
+        played.failed("stat", 1, &[lacks, "patch series"])?;
+        played.failed("faults", 1, &[lacks, "only the native source has nested page faults"])
     });
 }
 
