@@ -67,8 +67,21 @@ impl From<LevelArgument> for Level {
     }
 }
 
+/// One of the conditions that a selection's alternatives make.
+#[derive(Debug, Clone)]
+pub struct Alternative {
+    /// The name of its view.
+    pub view: Option<&'static str>,
+    /// Its level.
+    pub level: Option<Level>,
+    /// Its `--where`.
+    pub condition: Option<String>,
+    /// What it selects.
+    pub selection: Selection,
+}
+
 /// Which exits are wanted. Conditions of different options all apply; values of one option are alternatives.
-#[derive(Debug, Default, Args)]
+#[derive(Debug, Default, Clone, Args)]
 #[command(next_help_heading = "Which exits")]
 pub struct SelectionArguments {
     /// Exits of a view
@@ -88,7 +101,7 @@ pub struct SelectionArguments {
     reason: Vec<String>,
     /// A condition on kvm_exit's fields in the kernel's filter language, such as 'rcx == 0x6e0 && is_nested == 1'
     #[arg(long = "where", value_name = "EXPR")]
-    condition: Option<String>,
+    conditions: Vec<String>,
     /// How L2's hypercalls are to be read, which only L1 knows
     #[arg(long, value_name = "ABI", value_parser = abis())]
     hypercall_abi: Option<Abi>,
@@ -136,12 +149,12 @@ impl SelectionArguments {
         let (exit_views, fault_views): (Vec<&View>, Vec<&View>) =
             self.view.iter().partition(|view| view.event == KvmExit::NAME);
         let exits = self.view.is_empty() || !exit_views.is_empty();
-        let views: Vec<_> = exit_views.iter().map(|view| format!("({})", view.predicate(isa))).collect();
+        let views = exit_views.iter().map(|view| view.predicate(isa).to_string()).collect();
         let vcpus: Vec<_> = self.vcpu.iter().map(|vcpu| format!("vcpu_id == {vcpu}")).collect();
         let level = self.level.map(|level| format!("is_nested == {}", Level::from(level).is_nested()));
 
         // Those are of L2, and an exit's reason or fields do not select them.
-        let unasked = self.view.is_empty() && self.reason.is_empty() && self.condition.is_none();
+        let unasked = self.view.is_empty() && self.reason.is_empty() && self.conditions.is_empty();
         let nested_page_faults =
             (unasked || !fault_views.is_empty()) && self.level != Some(LevelArgument::L1);
         if !exits && !nested_page_faults {
@@ -151,23 +164,19 @@ impl SelectionArguments {
             return Err(misuse("--reason", "nested page faults have no exit reason"));
         }
 
-        let vcpus = ("--vcpu", vcpus.join(" || "));
-        let condition = ("--where", self.condition.clone().unwrap_or_default());
-        let given = |(option, text): &(&str, String)| {
-            // An empty --where is a mistake; an option that was not given is not.
-            !text.is_empty() || (*option == "--where" && self.condition.is_some())
+        let (vcpus, conditions) = (("--vcpu", vcpus), ("--where", self.conditions.clone()));
+        let filter: Option<Filter<KvmExit>> = match exits {
+            true => {
+                let level = ("--level", level.into_iter().collect());
+                let reasons = ("--reason", reasons);
+                all_of(&[("--view", views), level, vcpus.clone(), reasons, conditions.clone()], isa)?
+            }
+            false => None,
         };
-        let conditions = [
-            ("--view", views.join(" || ")),
-            ("--level", level.unwrap_or_default()),
-            vcpus.clone(),
-            ("--reason", reasons.join(" || ")),
-            condition.clone(),
-        ];
-        let conditions = conditions.into_iter().filter(|condition| exits && given(condition));
-        let filter: Option<Filter<KvmExit>> = all_of(conditions, isa)?;
-        let conditions = [vcpus, condition].into_iter().filter(|one| nested_page_faults && given(one));
-        let nested_page_fault_filter: Option<Filter<KvmNestedPageFault>> = all_of(conditions, isa)?;
+        let nested_page_fault_filter: Option<Filter<KvmNestedPageFault>> = match nested_page_faults {
+            true => all_of(&[vcpus, conditions], isa)?,
+            false => None,
+        };
         if let Some(filter) = &filter {
             // The programs are compiled when they are needed; that they can be is the user's to know now.
             filter.program().map_err(|error| Misuse(format!("{error}: ask for less at once")))?;
@@ -185,6 +194,51 @@ impl SelectionArguments {
         })
     }
 
+    /// Every single condition that the alternatives make: one view, one `--where`, one level. Levels are told apart if
+    /// the events tell them (`has_levels`), no condition asks for one already, and there are two: a nested page fault is
+    /// of L2.
+    ///
+    /// # Errors
+    /// As [`resolve`](Self::resolve).
+    pub fn alternatives(&self, isa: Isa, has_levels: bool) -> anyhow::Result<Vec<Alternative>> {
+        fn each<T: Clone>(values: &[T]) -> Vec<Option<T>> {
+            if values.is_empty() { vec![None] } else { values.iter().cloned().map(Some).collect() }
+        }
+        let both = [Some(LevelArgument::L1), Some(LevelArgument::L2)];
+        let mut alternatives = Vec::new();
+        for view in each(&self.view) {
+            let is_fault = view.is_some_and(|view| view.event == KvmNestedPageFault::NAME);
+            let levels = match self.level {
+                None if has_levels && !is_fault && !self.reads_level(isa) => &both[..],
+                level => &[level],
+            };
+            for (condition, level) in
+                each(&self.conditions).iter().flat_map(|condition| levels.iter().map(move |l| (condition, l)))
+            {
+                let one = Self {
+                    view: view.into_iter().collect(),
+                    conditions: condition.iter().cloned().collect(),
+                    level: *level,
+                    ..self.clone()
+                };
+                alternatives.push(Alternative {
+                    view: view.map(|view| view.name),
+                    level: if is_fault { Some(Level::L2) } else { level.map(Level::from) },
+                    condition: condition.clone(),
+                    selection: one.resolve(isa)?,
+                });
+            }
+        }
+        Ok(alternatives)
+    }
+
+    /// Whether a `--where` asks for the level.
+    fn reads_level(&self, isa: Isa) -> bool {
+        let is_nested = KvmExit::index("is_nested").map_or(0, |index| 1 << index);
+        let filters = self.conditions.iter().flat_map(|text| Filter::<KvmExit>::parse(text, isa));
+        filters.map(|filter| filter.fields()).any(|fields| fields & is_nested != 0)
+    }
+
     /// The selection on `host`.
     ///
     /// # Errors
@@ -194,18 +248,22 @@ impl SelectionArguments {
     }
 }
 
-/// The filter that all of these conditions make, each given with the option that it comes from; none without any.
-fn all_of<E: Event>(
-    conditions: impl Iterator<Item = (&'static str, String)>,
-    isa: Isa,
-) -> anyhow::Result<Option<Filter<E>>> {
-    let mut filter: Option<Filter<E>> = None;
-    for (option, text) in conditions {
-        let condition = Filter::parse(&text, isa).map_err(|error| misuse(option, error))?;
-        filter = Some(match filter {
-            Some(filter) => filter.and(condition),
-            None => condition,
-        });
+/// The filter of several options' conditions, which must all hold; of one option's, one must. None without any.
+fn all_of<E: Event>(options: &[(&str, Vec<String>)], isa: Isa) -> anyhow::Result<Option<Filter<E>>> {
+    let mut all: Option<Filter<E>> = None;
+    for (option, texts) in options {
+        let mut any: Option<Filter<E>> = None;
+        for text in texts {
+            let one = Filter::parse(text, isa).map_err(|error| misuse(option, error))?;
+            any = Some(match any {
+                Some(any) => any.or(one),
+                None => one,
+            });
+        }
+        all = match (all, any) {
+            (Some(all), Some(any)) => Some(all.and(any)),
+            (all, any) => all.or(any),
+        };
     }
-    Ok(filter)
+    Ok(all)
 }

@@ -97,6 +97,11 @@ impl<E: Event> Filter<E> {
         Self::new(Expression::And(Box::new(self.expression), Box::new(other.expression)))
     }
 
+    /// Either filter's condition.
+    pub fn or(self, other: Self) -> Self {
+        Self::new(Expression::Or(Box::new(self.expression), Box::new(other.expression)))
+    }
+
     /// Whether the filter selects `event`.
     pub fn selects(&self, event: &E) -> bool {
         selects(&self.expression, event)

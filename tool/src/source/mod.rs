@@ -4,6 +4,7 @@
 pub mod bpf;
 pub mod choose;
 pub mod native;
+pub mod perf;
 
 use crate::analysis::pairing::Record;
 use crate::analysis::stat::Table;

@@ -2,6 +2,7 @@
 //! A tracefs instance of our own: ring buffers, filters and enabled events that nobody else's tracing meets.
 
 use super::tracefs;
+use crate::vm::threads;
 use anyhow::{Context, Result, anyhow};
 use std::collections::BTreeSet;
 use std::fs;
@@ -166,11 +167,6 @@ fn start_time(pid: u32) -> Option<u64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // The command's name may have spaces and parentheses.
     stat.rsplit_once(')')?.1.split_whitespace().nth(19)?.parse().ok()
-}
-
-fn threads(pid: u32) -> Vec<u32> {
-    let Ok(tasks) = fs::read_dir(format!("/proc/{pid}/task")) else { return Vec::new() };
-    tasks.flatten().filter_map(|task| task.file_name().to_str()?.parse().ok()).collect()
 }
 
 /// The last error of an `error_log`, as the kernel wrote it, without the time.

@@ -11,7 +11,7 @@ mod session;
 pub mod stat;
 mod threads;
 pub mod trace;
-mod tracefs;
+pub(super) mod tracefs;
 
 use super::{Unusable, check_kvm, unusable};
 use crate::host::Host;

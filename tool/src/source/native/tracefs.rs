@@ -10,7 +10,7 @@ use std::path::Path;
 ///
 /// # Errors
 /// It cannot be read.
-pub(super) fn read(path: &Path) -> Result<String> {
+pub(in crate::source) fn read(path: &Path) -> Result<String> {
     let read = || {
         let mut file = File::open(path)?;
         let (mut text, mut part) = (Vec::new(), vec![0; 1 << 16]);
@@ -30,7 +30,7 @@ pub(super) fn read(path: &Path) -> Result<String> {
 ///
 /// # Errors
 /// The kernel refuses it.
-pub(super) fn write(path: &Path, text: &str) -> Result<()> {
+pub(in crate::source) fn write(path: &Path, text: &str) -> Result<()> {
     let written = OpenOptions::new().write(true).open(path).and_then(|mut file| {
         let length = file.write(text.as_bytes())?;
         if length == text.len() { Ok(()) } else { Err(std::io::ErrorKind::WriteZero.into()) }
@@ -42,7 +42,7 @@ pub(super) fn write(path: &Path, text: &str) -> Result<()> {
 ///
 /// # Errors
 /// The kernel refuses it, or shows another value than was written.
-pub(super) fn set(path: &Path, value: &str) -> Result<()> {
+pub(in crate::source) fn set(path: &Path, value: &str) -> Result<()> {
     write(path, value)?;
     let is = read(path)?;
     // Where there is a choice the chosen word is in brackets.
