@@ -44,7 +44,7 @@ pub struct Arguments {
     /// Print this many rows at most
     #[arg(short = 'n', long, value_name = "N")]
     rows: Option<usize>,
-    /// Only count, by perf counters: the cheapest way. One counter for each level and each --view or --where; no times
+    /// Only count, without times: by a perf counter for each level and each --view or --where; cheaper if these are few
     #[arg(long, conflicts_with_all = ["per_vcpu", "sort", "rows", "source", "hypercall_abi"])]
     count_only: bool,
     /// Print JSON: one object, with --interval one a line

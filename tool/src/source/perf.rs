@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
-//! Counters of the kernel's own events by perf: a number for each filter, no times. Nothing is cheaper.
+//! Counters of the kernel's own events by perf: a number for each filter, no times. A few of them cost less than
+//! anything that records or times exits.
 
 use super::native::instance::Instance;
 use super::native::tracefs;
