@@ -49,7 +49,7 @@ fn scenes() -> [Scene; 2] {
             heading: "And what exactly did it do? MSRs and hypercalls of L1 and L2, with results:",
             shown: "exitregs trace -n 20 --view msr,hypercall --hypercall-abi kvm -- GUEST",
             line: format!(
-                "exitregs trace -n 20 --view msr,hypercall --hypercall-abi kvm -- sh -c 'exec {GUEST}' 2>/dev/null"
+                "exitregs trace -n 20 --view msr,hypercall --hypercall-abi kvm -- sh -c 'exec {GUEST} --repeat 2' 2>/dev/null"
             ),
         },
     ]

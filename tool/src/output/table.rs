@@ -151,7 +151,7 @@ pub fn write(
     )?;
     let unended: u64 = table.values().map(|times| times.unended).sum();
     if unended > 0 {
-        writeln!(out, "{} of them were never followed by an entry and have no time", Count(unended))?;
+        writeln!(out, "{} never followed by an entry and without a time", Count(unended))?;
     }
     Ok(())
 }
