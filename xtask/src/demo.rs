@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use clap::Args;
 use exitregs_lab::binaries;
-use exitregs_lab::host::requirements::{self, LAB};
+use exitregs_lab::host::requirements::{self, AMD};
 use exitregs_lab::host::{Command, Host, Kernel};
 
 use crate::setup;
@@ -73,7 +73,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         steps.next(
             "this host has no usable SVM, or we are not root: fetching an emulator and a stock Debian kernel",
         );
-        requirements::install(&LAB)?;
+        requirements::install(&AMD)?;
         arguments.kernel.image()?;
     }
     steps.next(if here {

@@ -12,8 +12,8 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use clap::{Args, Subcommand};
 use exitregs_lab::binaries;
-use exitregs_lab::host::requirements::{self, LAB};
-use exitregs_lab::host::{Command, Host, Kernel, Kvm, Status};
+use exitregs_lab::host::requirements::{self, AMD, INTEL};
+use exitregs_lab::host::{Command, Emulator, Host, Kernel, Kvm, Status};
 
 use crate::setup;
 
@@ -27,6 +27,7 @@ pub struct Arguments {
 #[derive(Subcommand)]
 enum Vendor {
     Amd(Amd),
+    Intel(Intel),
 }
 
 /// On an AMD host with nested virtualization, emulated by QEMU
@@ -35,9 +36,6 @@ enum Vendor {
 /// output and its exit status become those of this command (124 if the time limit ended it).
 #[derive(Args)]
 struct Amd {
-    /// Debian's kernel of this series: 6.1 or 6.12
-    #[arg(long, default_value = "6.12")]
-    kernel: Kernel,
     /// Number of CPUs
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64))]
     smp: u32,
@@ -47,6 +45,29 @@ struct Amd {
     /// Let the clock count instructions, 1 ns each: costs become repeatable
     #[arg(long)]
     icount: bool,
+    #[command(flatten)]
+    run: Run,
+}
+
+/// On an Intel host with nested virtualization, emulated by Bochs
+///
+/// As on the AMD host, but slower: it takes half a minute to boot. It has one CPU, and its time passes with the
+/// instructions that are executed.
+#[derive(Args)]
+struct Intel {
+    /// Memory
+    #[arg(long, value_name = "MIB", default_value_t = 1024, value_parser = clap::value_parser!(u32).range(512..=2048))]
+    memory: u32,
+    #[command(flatten)]
+    run: Run,
+}
+
+/// What to run, whatever the vendor.
+#[derive(Args)]
+struct Run {
+    /// Debian's kernel of this series: 6.1 or 6.12
+    #[arg(long, default_value = "6.12")]
+    kernel: Kernel,
     /// Do not load KVM (modprobe can, inside)
     #[arg(long)]
     no_kvm: bool,
@@ -98,16 +119,25 @@ impl FromStr for FileInto {
 
 /// Runs the command; its status is the result's.
 pub fn run(arguments: Arguments) -> Result<ExitCode> {
-    let Vendor::Amd(amd) = arguments.vendor;
-    requirements::install(&[&LAB[..], &setup::BUILD].concat())?;
-    let mut host = Host::amd(amd.kernel)
-        .smp(amd.smp)
-        .memory_mib(amd.memory)
-        .icount(amd.icount)
-        .kvm(if amd.no_kvm { Kvm::NotLoaded } else { Kvm::Loaded })
-        .time_limit(Duration::from_secs(amd.timeout))
-        .live(amd.live);
-    if !amd.bare {
+    let vendor: &[_] = match arguments.vendor {
+        Vendor::Amd(_) => &AMD,
+        Vendor::Intel(_) => &INTEL,
+    };
+    requirements::install(&[vendor, &setup::BUILD].concat())?;
+    match arguments.vendor {
+        Vendor::Amd(Amd { smp, memory, icount, run }) => {
+            on(Host::amd(run.kernel).smp(smp).memory_mib(memory).icount(icount), run)
+        }
+        Vendor::Intel(Intel { memory, run }) => on(Host::intel(run.kernel).memory_mib(memory), run),
+    }
+}
+
+fn on<E: Emulator>(host: Host<E>, run: Run) -> Result<ExitCode> {
+    let mut host = host
+        .kvm(if run.no_kvm { Kvm::NotLoaded } else { Kvm::Loaded })
+        .time_limit(Duration::from_secs(run.timeout))
+        .live(run.live);
+    if !run.bare {
         for program in [binaries::programs("exitregs")?, binaries::lab()?.all]
             .into_iter()
             .flat_map(BTreeMap::into_values)
@@ -116,25 +146,25 @@ pub fn run(arguments: Arguments) -> Result<ExitCode> {
             host = host.file(program, inside);
         }
     }
-    for program in amd.with {
+    for program in run.with {
         host = host.program(program);
     }
-    for FileInto { local, inside } in amd.file {
+    for FileInto { local, inside } in run.file {
         host = host.file(local, inside);
     }
-    for pattern in amd.get {
+    for pattern in run.get {
         host = host.get(pattern);
     }
 
-    let outcome = host.run(Command::new(amd.command))?;
-    if !amd.live {
+    let outcome = host.run(Command::new(run.command))?;
+    if !run.live {
         io::stdout().write_all(&outcome.last().stdout)?;
         io::stderr().write_all(&outcome.last().stderr)?;
     }
     for warning in outcome.kernel_warnings() {
         eprintln!("lab: the kernel says: {warning}");
     }
-    if let Some(output) = amd.output {
+    if let Some(output) = run.output {
         copy_folder(&outcome.files.root(), &output)?;
     }
     for missing in outcome.files.missing() {

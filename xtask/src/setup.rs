@@ -7,7 +7,7 @@ use std::time::Instant;
 use anyhow::{Context, Result, ensure};
 use clap::Args;
 use exitregs_lab::host::Kernel;
-use exitregs_lab::host::requirements::{self, LAB, Requirement};
+use exitregs_lab::host::requirements::{self, AMD, INTEL, Requirement};
 
 /// Install what building and testing need: Debian packages, rustup components, kernels
 ///
@@ -56,7 +56,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
 
 /// Installs what is missing of everything and returns its names.
 pub fn all(update_kernels: bool) -> Result<Vec<String>> {
-    let packages = requirements::install(&[&BUILD[..], &LAB, &PEERS].concat())?;
+    let packages = requirements::install(&[&BUILD[..], &AMD, &INTEL, &PEERS].concat())?;
     let mut done: Vec<_> = packages.into_iter().chain(components()?).map(str::to_owned).collect();
     for kernel in Kernel::ALL {
         let cached = kernel.cached()?.map(|image| image.release);

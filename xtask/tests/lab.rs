@@ -102,3 +102,19 @@ fn what_is_not_installed_is_named() {
     let line = "apt-get install --no-install-recommends qemu-system-x86";
     assert!(text(&output.stderr).contains(line), "{output:?}");
 }
+
+#[test]
+fn an_intel_host_is_as_good() {
+    let folder = tempfile::tempdir().unwrap();
+    let line = "echo out; echo oops >&2; uname -r > /tmp/out; cat /sys/module/kvm_intel/parameters/nested; ls /dev/kvm; \
+                while :; do sleep 1; done";
+    let mut command = Command::new(env!("CARGO_BIN_EXE_xtask"));
+    command.args(["lab", "intel", "--bare", "--live", "--timeout", "20", "--get", "/tmp/out", "-o"]);
+    let output =
+        command.arg(folder.path()).args(["--", "sh", "-c", line]).stdin(Stdio::null()).output().unwrap();
+    assert_eq!(output.status.code(), Some(124), "{}", text(&output.stderr));
+    assert_eq!(text(&output.stdout), "out\nY\n/dev/kvm\n");
+    assert_eq!(text(&output.stderr), "oops\nlab: ended by the time limit\n");
+    let release = std::fs::read_to_string(folder.path().join("tmp/out")).unwrap();
+    assert!(release.starts_with("6.12."), "{release}");
+}

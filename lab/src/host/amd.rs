@@ -4,7 +4,7 @@
 use std::arch::x86_64::_rdtsc;
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, ExitStatus};
 use std::sync::OnceLock;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 
 use super::initramfs::find_program;
-use super::machine::{Boot, Emulator};
+use super::machine::{Boot, Console, Emulator};
 use super::requirements::{self, Requirement};
 
 /// The emulator.
@@ -59,7 +59,15 @@ impl Emulator for Amd {
         find_program(Path::new(QEMU.evidence)).map_err(|_| requirements::not_installed(&QEMU))
     }
 
-    fn command(&self, program: &Path, boot: &Boot) -> Command {
+    fn console(&self) -> Console {
+        Console::Pipes
+    }
+
+    fn reads_slowly(&self) -> bool {
+        false
+    }
+
+    fn command(&self, program: &Path, boot: &Boot) -> Result<Command> {
         let mut command = Command::new(program);
         // With a thread for each CPU, L2 guests on several CPUs at once now and then end in a shutdown that nobody caused.
         command.args(["-accel", "tcg,thread=single", "-cpu", "max", "-machine", "q35"]);
@@ -84,7 +92,11 @@ impl Emulator for Amd {
             "-device",
             "virtio-blk-pci,drive=result",
         ]);
-        command
+        Ok(command)
+    }
+
+    fn switched_off(&self, status: ExitStatus, _said: &str) -> bool {
+        status.success()
     }
 }
 

@@ -5,17 +5,23 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{BufWriter, Cursor, Read, Write};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Component, Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail, ensure};
 use cpio::newc::{self, ModeFileType};
 
+use super::requirements::{self, Requirement};
+
+/// Removes debug information.
+pub(super) const STRIP: Requirement = Requirement::new("strip", "binutils");
+
 /// What goes into an initramfs, by path inside it.
 #[derive(Clone, Debug)]
 pub struct Initramfs {
     entries: BTreeMap<PathBuf, Entry>,
+    strip: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -44,7 +50,7 @@ impl Default for Initramfs {
 impl Initramfs {
     /// Just the folders that a system has, with `/bin`, `/sbin`, `/lib` and `/lib64` merged into `/usr`.
     pub fn new() -> Self {
-        let mut new = Self { entries: BTreeMap::new() };
+        let mut new = Self { entries: BTreeMap::new(), strip: false };
         for folder in ["dev", "etc", "proc", "root", "run", "sys", "tmp", "usr", "var"] {
             new.entries.insert(folder.into(), Entry::Folder);
         }
@@ -53,6 +59,11 @@ impl Initramfs {
             new.entries.insert(name.into(), Entry::Symlink { target: format!("usr/{name}").into() });
         }
         new
+    }
+
+    /// Leaves the debug information of programs out.
+    pub fn stripped(self) -> Self {
+        Self { strip: true, ..self }
     }
 
     /// Adds a file or, with everything below it, a folder of this machine. `inside` is an absolute path.
@@ -177,6 +188,9 @@ impl Initramfs {
                 Entry::File { source, mode } => {
                     let mut file =
                         File::open(source).with_context(|| format!("cannot open {}", source.display()))?;
+                    if self.strip && mode & 0o111 != 0 && is_elf(&file).with_context(failed)? {
+                        file = stripped(source)?;
+                    }
                     let length = file.metadata()?.len();
                     let header = header(*mode, ModeFileType::Regular);
                     append(header, &mut output, length, &mut file).with_context(failed)?;
@@ -186,6 +200,29 @@ impl Initramfs {
         newc::trailer(&mut output).context("cannot write the initramfs")?;
         output.flush().context("cannot write the initramfs")
     }
+}
+
+fn is_elf(file: &File) -> Result<bool> {
+    let mut magic = [0; 4];
+    // A shorter file leaves zeros.
+    file.read_at(&mut magic, 0)?;
+    Ok(magic == *b"\x7fELF")
+}
+
+/// A copy of a program without debug information.
+fn stripped(program: &Path) -> Result<File> {
+    let copy = tempfile::NamedTempFile::new().context("cannot create a temporary file")?;
+    let output =
+        Command::new(STRIP.evidence).arg("--strip-debug").arg("-o").arg(copy.path()).arg(program).output();
+    let output = output.map_err(|_| requirements::not_installed(&STRIP))?;
+    ensure!(
+        output.status.success(),
+        "cannot strip {}: {}",
+        program.display(),
+        String::from_utf8_lossy(&output.stderr).trim()
+    );
+    // It may have been replaced rather than written to.
+    File::open(copy.path()).with_context(|| format!("cannot open the stripped {}", program.display()))
 }
 
 /// Appends one member of `length` bytes, read from `content`.

@@ -3,16 +3,20 @@
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, PipeReader, PipeWriter, Read, Write};
+use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+use nix::pty::{OpenptyResult, openpty};
 use nix::sys::prctl;
 use nix::sys::signal::Signal;
+use nix::sys::termios::{SetArg, cfmakeraw, tcgetattr, tcsetattr};
 
 use super::job;
 
@@ -31,8 +35,26 @@ pub trait Emulator: std::fmt::Debug {
     /// # Errors
     /// If it is not; the message says how to install it.
     fn program(&self) -> Result<PathBuf>;
-    /// The command line that boots a machine. Its standard input and output shall be the first serial line.
-    fn command(&self, program: &Path, boot: &Boot) -> Command;
+    /// What its first serial line is connected to.
+    fn console(&self) -> Console;
+    /// Whether reading its initramfs takes long, so that debug information is better left out.
+    fn reads_slowly(&self) -> bool;
+    /// The command line that boots a machine.
+    ///
+    /// # Errors
+    /// If what it boots from cannot be made.
+    fn command(&self, program: &Path, boot: &Boot) -> Result<Command>;
+    /// Whether it ended because the machine was switched off. `said` is what the emulator itself printed.
+    fn switched_off(&self, status: ExitStatus, said: &str) -> bool;
+}
+
+/// How an emulator passes its first serial line on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Console {
+    /// By its standard input and output.
+    Pipes,
+    /// By the terminal that its standard input is.
+    Terminal,
 }
 
 /// What an emulator is given to boot.
@@ -101,26 +123,26 @@ pub(super) fn run(emulator: &dyn Emulator, boot: Boot, live: bool, limits: Limit
         }
     }
     let program = emulator.program()?;
-    let mut command = emulator.command(&program, &Boot { live: &writers, ..boot });
-    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut command = emulator.command(&program, &Boot { live: &writers, ..boot })?;
+    let wires = Wires::connect(emulator.console(), &mut command)?;
     // SAFETY: prctl(2) is async-signal-safe and the closure allocates nothing.
     unsafe { command.pre_exec(|| Ok(prctl::set_pdeathsig(Signal::SIGKILL)?)) };
     let program = program.display();
     let start = Instant::now();
     let mut running = Running(command.spawn().with_context(|| format!("cannot start {program}"))?);
-    let mut stdin = running.0.stdin.take().context("the emulator has no input")?;
-    let stdout = running.0.stdout.take().context("the emulator has no output")?;
-    let mut stderr = running.0.stderr.take().context("the emulator has no error output")?;
+    // With it go this process's copies of the emulator's ends.
+    drop(command);
+    let Wires { mut input, output, mut messages } = wires;
 
     let complaints = thread::spawn(move || {
         let mut text = Vec::new();
         // What was read before an error is all there is to show.
-        let _ = stderr.read_to_end(&mut text);
+        let _ = messages.read_to_end(&mut text);
         String::from_utf8_lossy(&text).trim().to_owned()
     });
     let (sender, lines) = mpsc::channel();
     thread::spawn(move || {
-        let mut reader = BufReader::new(stdout);
+        let mut reader = BufReader::new(output);
         let mut line = Vec::new();
         while reader.read_until(b'\n', &mut line).is_ok_and(|count| count > 0) {
             let text = String::from_utf8_lossy(&line).trim_end_matches(['\r', '\n']).to_owned();
@@ -147,7 +169,7 @@ pub(super) fn run(emulator: &dyn Emulator, boot: Boot, live: bool, limits: Limit
                 life.stopped = true;
                 deadline = Instant::now() + GRACE;
                 // If the emulator has just ended, the next receive says so.
-                let _ = writeln!(stdin, "{}", job::STOP);
+                let _ = writeln!(input, "{}", job::STOP);
             }
             Err(RecvTimeoutError::Timeout) => {
                 life.killed = true;
@@ -167,11 +189,44 @@ pub(super) fn run(emulator: &dyn Emulator, boot: Boot, live: bool, limits: Limit
     }
     let complaints = complaints.join().expect("reading does not panic");
     anyhow::ensure!(
-        life.killed || status.success(),
+        life.killed || emulator.switched_off(status, &complaints),
         "{program} failed ({status}): {complaints}\n{}",
         tail(&life.console)
     );
     Ok(life)
+}
+
+/// This side of an emulator's console, and what the emulator itself says.
+struct Wires {
+    input: File,
+    output: File,
+    messages: PipeReader,
+}
+
+impl Wires {
+    /// Makes them, and gives the other ends to the emulator.
+    fn connect(console: Console, command: &mut Command) -> Result<Self> {
+        let (messages, said) = io::pipe()?;
+        let own = |end: OwnedFd| File::from(end);
+        match console {
+            Console::Pipes => {
+                let ((stdin, input), (output, stdout)) = (io::pipe()?, io::pipe()?);
+                command.stdin(stdin).stdout(stdout).stderr(said);
+                Ok(Self { input: own(input.into()), output: own(output.into()), messages })
+            }
+            Console::Terminal => {
+                let OpenptyResult { master, slave } =
+                    openpty(None, None).context("cannot open a terminal")?;
+                let mut settings = tcgetattr(&slave)?;
+                cfmakeraw(&mut settings);
+                tcsetattr(&slave, SetArg::TCSANOW, &settings)?;
+                // The emulator shall not keep the end that tells when it is gone.
+                fcntl(&master, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC))?;
+                command.stdin(slave).stdout(said.try_clone()?).stderr(said);
+                Ok(Self { input: own(master.try_clone()?), output: own(master), messages })
+            }
+        }
+    }
 }
 
 enum Target {

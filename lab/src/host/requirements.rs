@@ -7,7 +7,8 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, bail, ensure};
 
 use super::amd::QEMU;
-use super::initramfs::find_program;
+use super::initramfs::{STRIP, find_program};
+use super::intel::{BOCHS, GRUB_MKRESCUE};
 
 /// A Debian package, and what shows that it (or something as good) is installed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,13 +32,32 @@ impl Requirement {
     }
 }
 
-/// What emulated hosts need.
-pub const LAB: [Requirement; 6] = [
+/// What emulated AMD hosts need.
+pub const AMD: [Requirement; 6] = [
     Requirement::new("busybox", "busybox-static"),
     Requirement::new("depmod", "kmod"),
     Requirement::new("dpkg", "dpkg"),
     Requirement::new("ldd", "libc-bin"),
     QEMU,
+    Requirement::new("xz", "xz-utils"),
+];
+
+/// What emulated Intel hosts need.
+pub const INTEL: [Requirement; 14] = [
+    BOCHS,
+    Requirement::new("/usr/share/bochs/BIOS-bochs-latest", "bochsbios"),
+    Requirement::new("/usr/share/vgabios/vgabios.bin", "vgabios"),
+    // The package bochs wants one of several packages with displays; this is the smallest. None of them is used.
+    Requirement::new("/usr/lib/x86_64-linux-gnu/bochs/plugins/libbx_term_gui.so", "bochs-term"),
+    Requirement::new("busybox", "busybox-static"),
+    Requirement::new("depmod", "kmod"),
+    Requirement::new("dpkg", "dpkg"),
+    GRUB_MKRESCUE,
+    Requirement::new("/usr/lib/grub/i386-pc/modinfo.sh", "grub-pc-bin"),
+    Requirement::new("ldd", "libc-bin"),
+    Requirement::new("mformat", "mtools"),
+    STRIP,
+    Requirement::new("xorriso", "xorriso"),
     Requirement::new("xz", "xz-utils"),
 ];
 

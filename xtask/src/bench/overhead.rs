@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use clap::Args;
 use exitregs_lab::binaries;
-use exitregs_lab::host::requirements::{self, LAB};
+use exitregs_lab::host::requirements::{self, AMD};
 use exitregs_lab::host::{Command, Host, Kernel};
 use exitregs_lab::overhead::{Measured, PLAN_PATH, Plan, RESULT_PATH, Workload};
 use exitregs_lab::script::{Guest, Op, Script, Step, Value};
@@ -81,7 +81,7 @@ fn works(exits: u32) -> [Work; 2] {
 
 /// Measures and prints.
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
-    requirements::install(&[&LAB[..], &setup::BUILD, &setup::PEERS].concat())?;
+    requirements::install(&[&AMD[..], &setup::BUILD, &setup::PEERS].concat())?;
     let ways: Vec<Way> = ways::all()
         .into_iter()
         .filter(|way| {

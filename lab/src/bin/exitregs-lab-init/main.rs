@@ -15,6 +15,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 use exitregs_lab::host::job::{self, Job};
 use nix::sys::reboot::{RebootMode, reboot};
+use nix::sys::termios::tcdrain;
 
 fn main() -> ExitCode {
     let mut arguments = std::env::args().skip(1);
@@ -26,6 +27,9 @@ fn main() -> ExitCode {
     if let Err(error) = run() {
         println!("{}{error:#}", job::INIT_ERROR);
     }
+    // An emulator need not send what a serial line still holds when the machine is switched off. If this fails, there is
+    // no console to say so on.
+    let _ = tcdrain(std::io::stdout());
     // Reached only if it fails; when process 1 exits the kernel panics, which the other side sees.
     let Err::<Infallible, _>(error) = reboot(RebootMode::RB_POWER_OFF);
     println!("{}cannot power off: {error}", job::INIT_ERROR);
