@@ -18,7 +18,7 @@ fn main() -> ExitCode {
 }
 
 fn describe(suite: &mut Suite) -> Result<()> {
-    for kernel in Kernel::ALL {
+    for kernel in Kernel::STOCK {
         let boot = suite.boot(kernel.to_string(), suite::host(kernel)?.kvm(Kvm::NotLoaded));
         kvm_comes_and_goes(boot, kernel);
     }

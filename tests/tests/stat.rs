@@ -21,7 +21,7 @@ fn main() -> ExitCode {
 }
 
 fn describe(suite: &mut Suite) -> Result<()> {
-    for kernel in Kernel::ALL {
+    for kernel in Kernel::STOCK {
         let boot = suite.boot(kernel.to_string(), suite::host(kernel)?.smp(2));
         every_script(boot);
         by_vcpu(boot);

@@ -20,7 +20,7 @@ fn main() -> ExitCode {
 }
 
 fn describe(suite: &mut Suite) -> Result<()> {
-    for kernel in Kernel::ALL {
+    for kernel in Kernel::STOCK {
         let boot = suite.boot(kernel.to_string(), suite::host(kernel)?.smp(2).memory_mib(4096));
         named_scripts(boot);
         random_scripts(boot);

@@ -49,7 +49,7 @@ fn main() -> ExitCode {
 }
 
 fn describe(suite: &mut Suite) -> Result<()> {
-    for kernel in Kernel::ALL {
+    for kernel in Kernel::STOCK {
         let boot = suite.boot(kernel.to_string(), suite::host(kernel)?.smp(2).program("perf"));
         witnessed(boot, "a mixture on two vCPUs", Guest::new("guest", "mix").vcpus(2));
         let (ops, turns) = counts().pick((150, 2), (1_000, 50));

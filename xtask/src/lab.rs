@@ -65,7 +65,7 @@ struct Intel {
 /// What to run, whatever the vendor.
 #[derive(Args)]
 struct Run {
-    /// Debian's kernel of this series: 6.1 or 6.12
+    /// Debian's own: 6.1 or 6.12; or built here: v6.12 or mainline, with +patched or +patched@N for the series of patches/
     #[arg(long, default_value = "6.12")]
     kernel: Kernel,
     /// Do not load KVM (modprobe can, inside)

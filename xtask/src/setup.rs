@@ -7,7 +7,7 @@ use std::time::Instant;
 use anyhow::{Context, Result, ensure};
 use clap::Args;
 use exitregs_lab::host::Kernel;
-use exitregs_lab::host::requirements::{self, AMD, INTEL, Requirement};
+use exitregs_lab::host::requirements::{self, AMD, INTEL, KERNEL_BUILD, PERF_BUILD, Requirement};
 
 /// Install what building and testing need: Debian packages, rustup components, kernels
 ///
@@ -56,9 +56,10 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
 
 /// Installs what is missing of everything and returns its names.
 pub fn all(update_kernels: bool) -> Result<Vec<String>> {
-    let packages = requirements::install(&[&BUILD[..], &AMD, &INTEL, &PEERS].concat())?;
+    let requirements = [&BUILD[..], &AMD, &INTEL, &PEERS, &KERNEL_BUILD, &PERF_BUILD].concat();
+    let packages = requirements::install(&requirements)?;
     let mut done: Vec<_> = packages.into_iter().chain(components()?).map(str::to_owned).collect();
-    for kernel in Kernel::ALL {
+    for kernel in Kernel::STOCK {
         let cached = kernel.cached()?.map(|image| image.release);
         let image = if update_kernels { kernel.fetch()? } else { kernel.image()? };
         if cached.as_ref() != Some(&image.release) {

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 use exitregs_lab::counts;
+use exitregs_lab::host::{Base, Built, Kernel, Patches};
 
 use crate::setup;
 
@@ -86,11 +87,23 @@ fn suites() -> Result<Vec<Suite>> {
         cargo("unit", &["test", "--quiet", "--workspace", "--lib", "--bins"]),
         cargo("doctest", &["test", "--quiet", "--workspace", "--doc"]),
     ];
+    // Built ahead, for their time to be seen; the tests would build them, too.
+    suites.push(Suite { name: "kernels".to_owned(), what: What::Check(build_kernels) });
     for (package, test) in integration_tests()? {
         let arguments = ["test", "--quiet", "--package", &package, "--test", &test];
         suites.push(cargo(&format!("{package}/{test}"), &arguments));
     }
     Ok(suites)
+}
+
+/// Builds the kernels that are booted.
+fn build_kernels() -> Result<Vec<String>> {
+    for base in Base::ALL {
+        for patches in [Patches::None, Patches::All] {
+            Kernel::Built(Built { base, patches }).image()?;
+        }
+    }
+    Ok(Vec::new())
 }
 
 /// Package and name of each integration test of the workspace, in cargo's order.

@@ -17,7 +17,7 @@ mod amd;
 mod initramfs;
 mod intel;
 pub mod job;
-mod kernel;
+pub mod kernel;
 mod machine;
 mod outcome;
 pub mod requirements;
@@ -32,7 +32,7 @@ use anyhow::{Context, Result, ensure};
 pub use amd::Amd;
 pub use intel::Intel;
 pub use job::{Command, Status};
-pub use kernel::{Image, Kernel, module_name};
+pub use kernel::{Base, Built, Image, Kernel, LockedTree, Patches, Source, Tree, module_name};
 pub use machine::{Boot, Console, Emulator};
 pub use outcome::{Failure, Files, Finished, Outcome};
 
@@ -47,9 +47,9 @@ pub enum Kvm {
     /// `kvm` and the vendor's module: `/dev/kvm` is there.
     #[default]
     Loaded,
-    /// Neither of them.
+    /// Neither of them. Only where they are modules.
     NotLoaded,
-    /// `kvm` without the vendor's module: tracepoints, but no `/dev/kvm`.
+    /// `kvm` without the vendor's module: tracepoints, but no `/dev/kvm`. Only where they are modules.
     OnlyKvm,
 }
 
@@ -211,6 +211,11 @@ impl<E: Emulator> Host<E> {
     pub fn run_each(&self, commands: impl IntoIterator<Item = Command>) -> Result<Outcome> {
         let commands: Vec<_> = commands.into_iter().collect();
         ensure!(!commands.is_empty(), "an emulated host needs a command to run");
+        ensure!(
+            self.kvm == Kvm::Loaded || !self.kernel.has_kvm_built_in(),
+            "the kernel {} has KVM built in: it cannot be left out",
+            self.kernel
+        );
         // First what fails fastest: fetching a kernel for an emulator that is not there helps nobody.
         self.emulator.program()?;
         let image = self.kernel.image()?;
@@ -274,6 +279,8 @@ impl<E: Emulator> Host<E> {
             )?;
         }
         initramfs.write(inside.join("modules.dep"), module_dependencies(image, &kvm)?, 0o644)?;
+        // There modprobe sees that it has nothing to do.
+        initramfs.copy(&image.modules.join("modules.builtin"), &inside.join("modules.builtin"))?;
         let loaded = match self.kvm {
             Kvm::Loaded => &kvm[..],
             Kvm::OnlyKvm => &kvm[..1],

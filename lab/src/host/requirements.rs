@@ -61,6 +61,39 @@ pub const INTEL: [Requirement; 14] = [
     Requirement::new("xz", "xz-utils"),
 ];
 
+/// What building kernels needs.
+pub const KERNEL_BUILD: [Requirement; 16] = [
+    Requirement::new("bc", "bc"),
+    Requirement::new("bison", "bison"),
+    Requirement::new("dpkg", "dpkg"),
+    Requirement::new("flex", "flex"),
+    Requirement::new("gcc", "gcc"),
+    Requirement::new("git", "git"),
+    Requirement::new("ld", "binutils"),
+    Requirement::new("lz4", "lz4"),
+    Requirement::new("make", "make"),
+    Requirement::new("pahole", "dwarves"),
+    Requirement::new("perl", "perl"),
+    Requirement::new("python3", "python3"),
+    Requirement::new("tar", "tar"),
+    Requirement::new("xz", "xz-utils"),
+    Requirement::new("/usr/include/libelf.h", "libelf-dev"),
+    Requirement::new("/usr/include/stdlib.h", "libc6-dev"),
+];
+
+/// What building kernels with clang needs beside [`KERNEL_BUILD`].
+pub const KERNEL_CLANG: [Requirement; 3] = [
+    Requirement::new("clang-19", "clang-19"),
+    Requirement::new("ld.lld-19", "lld-19"),
+    Requirement::new("llvm-ar-19", "llvm-19"),
+];
+
+/// What building perf needs beside [`KERNEL_BUILD`].
+pub const PERF_BUILD: [Requirement; 2] = [
+    Requirement::new("/usr/include/traceevent/event-parse.h", "libtraceevent-dev"),
+    Requirement::new("pkg-config", "pkg-config"),
+];
+
 /// The packages that this machine lacks, each once.
 pub fn missing(requirements: &[Requirement]) -> Vec<&'static str> {
     let mut packages: Vec<_> = requirements.iter().filter(|it| !it.is_met()).map(|it| it.package).collect();
@@ -88,7 +121,9 @@ pub fn install(requirements: &[Requirement]) -> Result<Vec<&'static str>> {
         bail!("packages are missing; install them as root: {line}");
     }
     eprintln!("{line}");
-    let arguments = [&["install", "--yes", "--no-install-recommends"], &packages[..]].concat();
+    // Another process may be installing just now.
+    let options = ["-o", "DPkg::Lock::Timeout=600", "install", "--yes", "--no-install-recommends"];
+    let arguments = [&options[..], &packages].concat();
     // Lists that are absent or old make the first attempt fail.
     apt(&arguments).or_else(|_| apt(&["update"]).and_then(|()| apt(&arguments)))?;
     let unmet = missing(requirements);
