@@ -84,6 +84,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     requirements::install(&[&AMD[..], &setup::BUILD, &setup::PEERS].concat())?;
     let ways: Vec<Way> = ways::all()
         .into_iter()
+        .filter(|way| !way.patched || arguments.kernel.to_string().contains("+patched"))
         .filter(|way| {
             let name = way.name.to_lowercase();
             arguments.only.is_empty()

@@ -17,6 +17,8 @@ pub struct Way {
     pub reference: bool,
     /// The program of this machine that watches, if it is none of ours.
     pub program: Option<&'static str>,
+    /// It needs a kernel with the patch series.
+    pub patched: bool,
     /// Which exits it is to see.
     pub sees: Sees,
     settings: Vec<Setting>,
@@ -59,6 +61,11 @@ impl Way {
 
     fn referred_to(mut self) -> Self {
         self.reference = true;
+        self
+    }
+
+    fn on_patched_kernels(mut self) -> Self {
+        self.patched = true;
         self
     }
 
@@ -149,6 +156,23 @@ pub fn all() -> Vec<Way> {
         .seeing(Sees::Some),
         exitregs("exitregs trace", &["trace"], trace),
         exitregs("exitregs trace --json", &["trace", "--json"], trace),
+        exitregs("exitregs trace, native", &["trace", "--source", "native"], trace).on_patched_kernels(),
+        exitregs(
+            "exitregs trace, native, filter, no match",
+            &["trace", "--source", "native", "--where", "exit_reason == 0xffff"],
+            trace,
+        )
+        .seeing(Sees::Nothing)
+        .on_patched_kernels(),
+        exitregs("exitregs stat, native", &["stat", "--json", "--source", "native"], stat)
+            .on_patched_kernels(),
+        // One counter; on a patched kernel one for each level.
+        exitregs("exitregs stat --count-only", &["stat", "--json", "--count-only"], counters),
+        exitregs(
+            "exitregs stat --count-only, filter",
+            &["stat", "--json", "--count-only", "--where", "exit_reason != 0xffff"],
+            counters,
+        ),
         unprivileged(exitregs("exitregs stat, raw_tp", &["stat", "--json"], stat)),
         unprivileged(exitregs("exitregs trace, raw_tp", &["trace"], trace)),
     ]
@@ -167,6 +191,7 @@ fn tracefs(
     Way {
         name,
         reference: false,
+        patched: false,
         program: None,
         sees: Sees::All,
         settings,
@@ -260,6 +285,14 @@ fn stat(measured: &Measured) -> Result<u64> {
     rows.iter().map(|row| Ok(number(row, "exits")? + number(row, "not_ended")?)).sum()
 }
 
+/// `exitregs stat --count-only --json`
+fn counters(measured: &Measured) -> Result<u64> {
+    let text = &measured.output[0];
+    let object: serde_json::Value = serde_json::from_str(text).with_context(|| text.clone())?;
+    let counters = object["counters"].as_array().with_context(|| text.clone())?;
+    counters.iter().map(|counter| counter["count"].as_u64().with_context(|| counter.to_string())).sum()
+}
+
 /// `exitregs: 81114 exits printed, 0 lost`
 fn trace(measured: &Measured) -> Result<u64> {
     let text = &measured.output[1];
@@ -305,11 +338,12 @@ mod tests {
             stat(&said(r#"{"rows":[{"exits":3,"not_ended":1},{"exits":5,"not_ended":0}]}"#, "")).unwrap(),
             9
         );
+        assert_eq!(counters(&said(r#"{"counters":[{"count":4},{"count":5}]}"#, "")).unwrap(), 9);
     }
 
     #[test]
     fn silence_is_no_account() {
-        for seen in [perf_stat, perf_record, trace, stat] {
+        for seen in [perf_stat, perf_record, trace, stat, counters] {
             assert!(seen(&said("", "")).is_err());
         }
     }
