@@ -3,8 +3,9 @@
 
 use std::collections::BTreeMap;
 
-use exitregs_lab::host::{Command, Host, Kernel, Outcome};
-use exitregs_lab::script::BUILTIN;
+use exitregs_common::isa::Isa;
+use exitregs_lab::host::{Amd, Command, Emulator, Host, Kernel, Outcome};
+use exitregs_lab::script::builtins;
 use exitregs_lab::truth::{Exits, Handled, Line, Outcome as End, Seen, compare};
 use exitregs_lab::{binaries, counts};
 
@@ -24,9 +25,13 @@ fn traced(name: &str, arguments: &str) -> Command {
     ))
 }
 
-fn host(kernel: Kernel) -> Host<exitregs_lab::host::Amd> {
+fn with_guest<E: Emulator>(host: Host<E>) -> Host<E> {
     let guest = binaries::lab().unwrap().all.remove("exitregs-guest").unwrap();
-    Host::amd(kernel).file(guest, "/usr/bin/exitregs-guest").get("/o")
+    host.file(guest, "/usr/bin/exitregs-guest").get("/o")
+}
+
+fn host(kernel: Kernel) -> Host<Amd> {
+    with_guest(Host::amd(kernel))
 }
 
 fn file(outcome: &Outcome, name: &str, file: &str) -> String {
@@ -86,10 +91,10 @@ fn assert_consistent(name: &str, lines: &[Line]) {
             .iter()
             .scan(false, |ran, later| {
                 let over = *ran;
-                *ran = later.instruction == "vmrun" && later.operands.l2 == line.l2;
+                *ran = later.operands.l2.is_some() && later.operands.l2 == line.l2;
                 (!over).then_some(later)
             })
-            .filter(|later| reaches_l1 && later.level == 1)
+            .filter(|later| reaches_l1 && later.level == 1 && later.exit_reason.is_some())
             .map(|later| later.instruction.as_str())
             .collect();
         assert_eq!(line.l1_exits, exits, "{name}: {line:?}");
@@ -108,16 +113,15 @@ fn assert_consistent(name: &str, lines: &[Line]) {
     }
 }
 
-fn scripts_are_what_happens(kernel: Kernel) {
-    let mut runs: Vec<(String, String)> = BUILTIN
-        .iter()
+fn scripts_are_what_happens<E: Emulator>(host: Host<E>, isa: Isa, seeds: u64) {
+    let mut runs: Vec<(String, String)> = builtins(isa)
         .map(|builtin| (builtin.name.to_owned(), format!("--script {} --repeat 3", builtin.name)))
         .collect();
-    for seed in 0..counts().pick(6, 200) {
+    for seed in 0..seeds {
         runs.push((format!("random-{seed}"), format!("--random {seed} --ops 150")));
     }
-    let outcome = host(kernel)
-        .time_limit(std::time::Duration::from_secs(counts().pick(200, 3000)))
+    let outcome = with_guest(host)
+        .time_limit(std::time::Duration::from_secs(counts().pick(600, 6000)))
         .run_each(runs.iter().map(|(name, arguments)| traced(name, arguments)))
         .unwrap();
     for ((name, _), command) in runs.iter().zip(&outcome.commands) {
@@ -129,12 +133,17 @@ fn scripts_are_what_happens(kernel: Kernel) {
 
 #[test]
 fn scripts_are_what_happens_on_6_1() {
-    scripts_are_what_happens(Kernel::Stock6_1);
+    scripts_are_what_happens(Host::amd(Kernel::Stock6_1), Isa::Svm, counts().pick(6, 200));
 }
 
 #[test]
 fn scripts_are_what_happens_on_6_12() {
-    scripts_are_what_happens(Kernel::Stock6_12);
+    scripts_are_what_happens(Host::amd(Kernel::Stock6_12), Isa::Svm, counts().pick(6, 200));
+}
+
+#[test]
+fn scripts_are_what_happens_on_intel() {
+    scripts_are_what_happens(Host::intel(Kernel::Stock6_12), Isa::Vmx, counts().pick(4, 100));
 }
 
 #[test]

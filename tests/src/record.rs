@@ -96,17 +96,17 @@ pub enum Outcome {
 pub struct ExitFields {
     #[serde(deserialize_with = "hex")]
     pub exit_reason: u64,
-    #[serde(deserialize_with = "hex")]
-    pub guest_rip: u64,
+    #[serde(deserialize_with = "hex_or_null")]
+    pub guest_rip: Option<u64>,
     pub isa: u32,
-    #[serde(deserialize_with = "hex")]
-    pub info1: u64,
+    #[serde(deserialize_with = "hex_or_null")]
+    pub info1: Option<u64>,
     #[serde(deserialize_with = "hex")]
     pub info2: u64,
-    #[serde(deserialize_with = "hex")]
-    pub intr_info: u64,
-    #[serde(deserialize_with = "hex")]
-    pub error_code: u64,
+    #[serde(deserialize_with = "hex_or_null")]
+    pub intr_info: Option<u64>,
+    #[serde(deserialize_with = "hex_or_null")]
+    pub error_code: Option<u64>,
     pub vcpu_id: u32,
     #[serde(deserialize_with = "hex_or_null")]
     pub requests: Option<u64>,
@@ -128,8 +128,8 @@ pub struct ExitFields {
 #[expect(missing_docs, reason = "documented in exitregs_common::event")]
 pub struct EntryFields {
     pub vcpu_id: u32,
-    #[serde(deserialize_with = "hex")]
-    pub rip: u64,
+    #[serde(deserialize_with = "hex_or_null")]
+    pub rip: Option<u64>,
     pub immediate_exit: Option<u8>,
     #[serde(deserialize_with = "hex_or_null")]
     pub intr_info: Option<u64>,
@@ -232,16 +232,16 @@ impl ExitFields {
         [self.rax, self.rbx, self.rcx, self.rdx].into()
     }
 
-    /// As the record that filters take.
+    /// As the record that filters take; what is unknown is 0.
     pub fn record(&self) -> KvmExit {
         KvmExit {
             exit_reason: self.exit_reason as u32,
-            guest_rip: self.guest_rip,
+            guest_rip: self.guest_rip.unwrap_or(0),
             isa: self.isa,
-            info1: self.info1,
+            info1: self.info1.unwrap_or(0),
             info2: self.info2,
-            intr_info: self.intr_info as u32,
-            error_code: self.error_code as u32,
+            intr_info: self.intr_info.unwrap_or(0) as u32,
+            error_code: self.error_code.unwrap_or(0) as u32,
             vcpu_id: self.vcpu_id,
             requests: self.requests.unwrap_or(0),
             is_nested: self.is_nested,

@@ -9,7 +9,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use exitregs_lab::host::{Amd, Command, Finished, Host, Kernel, Outcome, Status};
+use exitregs_lab::host::{Amd, Command, Emulator, Finished, Host, Intel, Kernel, Outcome, Status};
 use exitregs_lab::{binaries, counts};
 use libtest_mimic::{Arguments, Trial};
 
@@ -23,8 +23,20 @@ const TIME_LIMIT: (u64, u64) = (900, 4 * 3600);
 /// # Errors
 /// If they cannot be built.
 pub fn host(kernel: Kernel) -> Result<Host<Amd>> {
+    with_programs(Host::amd(kernel))
+}
+
+/// An emulated Intel host with this checkout's programs.
+///
+/// # Errors
+/// If they cannot be built.
+pub fn intel(kernel: Kernel) -> Result<Host<Intel>> {
+    with_programs(Host::intel(kernel))
+}
+
+fn with_programs<E: Emulator>(host: Host<E>) -> Result<Host<E>> {
     let limit = Duration::from_secs(counts().pick(TIME_LIMIT.0, TIME_LIMIT.1));
-    let mut host = Host::amd(kernel).time_limit(limit).program("setpriv");
+    let mut host = host.time_limit(limit).program("setpriv");
     let driver = binaries::programs("exitregs-tests")?;
     let guest = binaries::lab()?.all;
     for (name, program) in driver.into_iter().chain(guest).chain([("exitregs".to_owned(), binaries::tool()?)])
@@ -43,9 +55,12 @@ pub struct Suite {
 /// A host to boot, and what to do there.
 pub struct Boot {
     name: String,
-    host: Host<Amd>,
+    host: Play,
     tests: Vec<(Scenario, Check)>,
 }
+
+/// Boots a host with the scenarios in a folder and runs commands there.
+type Play = Box<dyn Fn(&Path, Vec<Command>) -> Result<Outcome> + Send + Sync>;
 
 /// Judges what came back.
 type Check = Box<dyn Fn(&Played) -> Result<()> + Send + Sync>;
@@ -63,8 +78,14 @@ impl Boot {
 
 impl Suite {
     /// Adds a host; its name goes before those of its tests.
-    pub fn boot(&mut self, name: impl Into<String>, host: Host<Amd>) -> &mut Boot {
-        self.boots.push(Boot { name: name.into(), host, tests: Vec::new() });
+    pub fn boot<E>(&mut self, name: impl Into<String>, host: Host<E>) -> &mut Boot
+    where
+        E: Emulator + Clone + Send + Sync + 'static,
+    {
+        let host = move |scenarios: &Path, commands| {
+            host.clone().file(scenarios, "/scenarios").get(FOLDER).run_each(commands)
+        };
+        self.boots.push(Boot { name: name.into(), host: Box::new(host), tests: Vec::new() });
         self.boots.last_mut().expect("one was just added")
     }
 
@@ -103,7 +124,7 @@ pub fn main(describe: impl FnOnce(&mut Suite) -> Result<()>) -> ExitCode {
 
 /// A boot that was or will be.
 struct Run {
-    host: Host<Amd>,
+    host: Play,
     scenarios: Vec<Scenario>,
     outcome: OnceLock<Result<Outcome, String>>,
 }
@@ -122,7 +143,7 @@ impl Run {
             fs::write(folder.path().join(&name), serde_json::to_vec(scenario)?)?;
             commands.push(Command::new(["exitregs-test-driver".to_owned(), format!("/scenarios/{name}")]));
         }
-        self.host.clone().file(folder.path(), "/scenarios").get(FOLDER).run_each(commands)
+        (self.host)(folder.path(), commands)
     }
 
     fn played(&self, number: usize) -> Result<Played> {

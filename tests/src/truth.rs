@@ -4,10 +4,12 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fmt::Write;
 
-use anyhow::{Result, anyhow, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use exitregs_common::cpuid::has_subleaf;
+use exitregs_common::isa::Isa;
 use exitregs_common::svm::ExitCode;
-use exitregs_lab::truth::{Direction, Exits, Handled, Line, Outcome as Did};
+use exitregs_common::vmx::ExitReason;
+use exitregs_lab::truth::{Direction, Exits, Handled, Line, Outcome as Did, Registers};
 
 use crate::record::{Detail, Exit, Outcome, Row};
 
@@ -15,6 +17,17 @@ use crate::record::{Detail, Exit, Outcome, Row};
 /// outside. Every other exit is an instruction's and has its line in the truth.
 const UNASKED: [ExitCode; 6] =
     [ExitCode::NPF, ExitCode::INTR, ExitCode::NMI, ExitCode::SMI, ExitCode::INIT, ExitCode::VINTR];
+/// The same on VMX.
+const UNASKED_VMX: [ExitReason; 8] = [
+    ExitReason::EPT_VIOLATION,
+    ExitReason::EPT_MISCONFIG,
+    ExitReason::EXTERNAL_INTERRUPT,
+    ExitReason::INTERRUPT_WINDOW,
+    ExitReason::NMI_WINDOW,
+    ExitReason::PREEMPTION_TIMER,
+    ExitReason::PML_FULL,
+    ExitReason::TPR_BELOW_THRESHOLD,
+];
 
 /// How much the truth tells.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,7 +48,7 @@ pub fn detail(line: &Line) -> Option<Detail> {
             let subleaf = operands.subleaf.filter(|_| has_subleaf(leaf as u32));
             Detail::Cpuid { leaf, subleaf }
         }
-        "vmmcall" => Detail::Hypercall { number: line.before.rax },
+        "vmmcall" | "vmcall" => Detail::Hypercall { number: line.before.rax },
         "in" | "out" | "rep ins" | "rep outs" => {
             let string = line.instruction.starts_with("rep");
             let is_in = operands.direction? == Direction::In;
@@ -47,6 +60,16 @@ pub fn detail(line: &Line) -> Option<Detail> {
 
 fn is_unasked(reason: &str) -> bool {
     UNASKED.iter().any(|code| code.name() == Some(reason))
+        || UNASKED_VMX.iter().any(|code| code.name() == Some(reason))
+}
+
+fn array(Registers { rax, rbx, rcx, rdx }: Registers) -> [u64; 4] {
+    [rax, rbx, rcx, rdx]
+}
+
+/// Whether an exit is at this address, as far as the source knows: on VMX it may not.
+fn is_at(exit: &Exit, rip: u64) -> bool {
+    exit.exit.guest_rip.is_none_or(|at| at == rip)
 }
 
 /// Compares the exits of a VM, by time, with what its guest did. Returns how many exits were found in the truth.
@@ -102,8 +125,15 @@ impl<'a> Vcpu<'a> {
         }
         let sites: HashSet<(u64, &str)> =
             self.lines.iter().filter_map(|line| Some((line.rip, line.exit_reason.as_deref()?))).collect();
-        let in_truth = |exit: &&&Exit| {
-            sites.contains(&(exit.exit.guest_rip, &*exit.reason)) || !is_unasked(&exit.reason)
+        let faults: HashSet<(&str, [u64; 4])> = self
+            .lines
+            .iter()
+            .filter_map(|line| Some((line.exit_reason.as_deref()?, array(line.before))))
+            .collect();
+        let in_truth = |exit: &&&Exit| match exit.exit.guest_rip {
+            _ if !is_unasked(&exit.reason) => true,
+            Some(rip) => sites.contains(&(rip, &*exit.reason)),
+            None => faults.contains(&(&*exit.reason, array(exit.exit.registers()))),
         };
         let traced: Vec<&Exit> = self.exits.iter().filter(in_truth).copied().collect();
 
@@ -113,7 +143,9 @@ impl<'a> Vcpu<'a> {
         for (number, line) in self.lines.iter().enumerate() {
             let Some(reason) = line.exit_reason.as_deref() else { continue };
             while let Some(exit) = traced.get(next).filter(|exit| {
-                let of_line = exit.exit.guest_rip == line.rip && exit.exit.registers() == line.before;
+                let of_line = is_at(exit, line.rip)
+                    && exit.exit.registers() == line.before
+                    && (exit.exit.guest_rip.is_some() || exit.reason == reason);
                 !of_line && again.values().any(|(line, last)| is_repetition(line, last, exit))
             }) {
                 if exit.outcome != Outcome::Unknown {
@@ -123,7 +155,7 @@ impl<'a> Vcpu<'a> {
                 next += 1;
             }
             let first = traced.get(next).copied().filter(|exit| {
-                let of_line = exit.exit.guest_rip == line.rip && exit.reason == reason;
+                let of_line = is_at(exit, line.rip) && exit.reason == reason;
                 of_line && (line.exits != Exits::HostDecides || exit.exit.registers() == line.before)
             });
             let Some(mut last) = first else {
@@ -182,12 +214,16 @@ impl<'a> Vcpu<'a> {
         same!("is_protected", exit.exit.is_protected, 0);
         same!("l2", exit.l2, line.vmcb12);
         same!("vcpu_id", exit.exit.vcpu_id, line.vcpu);
-        same!("isa", exit.isa, "svm");
-        same!("guest_rip", exit.exit.guest_rip, line.rip);
+        let isa = [Isa::Svm, Isa::Vmx].into_iter().find(|isa| isa.to_string() == exit.isa);
+        let isa = isa.with_context(|| format!("isa is {}", exit.isa))?;
+        same!("isa's number", exit.exit.isa, isa as u32);
+        if isa == Isa::Svm || exit.exit.guest_rip.is_some() {
+            same!("guest_rip", exit.exit.guest_rip, Some(line.rip));
+        }
         same!("registers", exit.exit.registers(), line.before);
         same!("detail", exit.detail, detail(line));
-        let code = ExitCode(exit.exit.exit_reason as u32).name();
-        same!("exit_reason's name", code, line.exit_reason.as_deref());
+        let name = isa.exit_reason(exit.exit.exit_reason as u32).to_string();
+        same!("exit_reason's name", Some(name), line.exit_reason);
         Ok(())
     }
 
@@ -206,18 +242,25 @@ impl<'a> Vcpu<'a> {
         let vmrun = line.operands.l2.is_some() && line.outcome != Did::VmrunFailed;
         let expected_level = if vmrun { 2 } else { line.level };
         ensure!(entered == expected_level, "the entry is L{entered}'s");
-        let goes_on = entry.rip == line.rip + u64::from(line.length);
+        let goes_on = entry.rip == Some(line.rip + u64::from(line.length));
+        // Without the exit's RIP it is known that an instruction is done if L0 alone has skipped it.
+        let shows = exit.exit.guest_rip.is_some()
+            || match detail(line) {
+                Some(Detail::Io { string, .. }) => !string,
+                other => other.is_some(),
+            };
         let expected = match line.outcome {
             _ if vmrun => Outcome::Unknown,
+            Did::Completed | Did::VmrunFailed if !shows => Outcome::Unknown,
             Did::Completed | Did::VmrunFailed if goes_on => Outcome::Completed,
             // L1 filled the hole, or did what it likes about a fetch.
-            Did::Completed if line.exit_reason.as_deref() == ExitCode::NPF.name() && line.level == 2 => {
+            Did::Completed if line.level == 2 && line.exit_reason.as_deref().is_some_and(is_unasked) => {
                 Outcome::Unknown
             }
             Did::InvalidOpcode | Did::GeneralProtection => Outcome::Exception,
             // The same L2 was entered again, for something else.
             Did::Left | Did::Shutdown if self.is_entered_later(line) => Outcome::Unknown,
-            did => bail!("{did}, but the entry goes on at {:#x}", entry.rip),
+            did => bail!("{did}, but the entry goes on at {:x?}", entry.rip),
         };
         ensure!(outcome == expected, "{outcome:?}, should be {expected:?}");
         if matches!(outcome, Outcome::Completed | Outcome::Exception) {
@@ -229,7 +272,7 @@ impl<'a> Vcpu<'a> {
             );
         }
         if outcome == Outcome::Exception {
-            ensure!(entry.rip == line.rip, "an exception at {:#x}", entry.rip);
+            ensure!(entry.rip.is_none_or(|rip| rip == line.rip), "an exception at {:x?}", entry.rip);
         }
         self.check_result(line, exit)
     }
@@ -307,14 +350,14 @@ impl<'a> Vcpu<'a> {
             let mark = if number == exit { '>' } else { ' ' };
             let _ = writeln!(
                 text,
-                "{mark} trace {number}: L{} {:#x} {} ({}) {:x?} -> {:?} at {:x?} {:x?}",
+                "{mark} trace {number}: L{} {:x?} {} ({}) {:x?} -> {:?} at {:x?} {:x?}",
                 shown.level,
                 shown.exit.guest_rip,
                 shown.operation,
                 shown.reason,
                 shown.exit.registers(),
                 shown.outcome,
-                shown.entry.map(|entry| entry.rip),
+                shown.entry.and_then(|entry| entry.rip),
                 shown.entry.map(|entry| entry.registers()),
             );
         }
@@ -327,7 +370,7 @@ impl<'a> Vcpu<'a> {
 fn is_repetition(line: &Line, last: &Exit, exit: &Exit) -> bool {
     let (was, is) = (last.exit.registers(), exit.exit.registers());
     let less = line.instruction.starts_with("rep ") && is.rcx < was.rcx;
-    exit.exit.guest_rip == line.rip && exit.reason == last.reason && (is == was || less)
+    is_at(exit, line.rip) && exit.reason == last.reason && (is == was || less)
 }
 
 /// What exits are counted by: vCPU (if each is counted apart), level, reason, detail.
@@ -377,6 +420,9 @@ pub fn compare_counts(truth: &[Line], rows: &[Row], vm: u32) -> Result<u64> {
         match expected.get(&key) {
             Some(bounds) if (bounds.least..=bounds.most).contains(&row.exits) => {}
             Some(bounds) => wrong.push(format!("{key:?}: {} exits, should be {bounds:?}", row.exits)),
+            // VMX tells a port when KVM has asked for it, which is known from the entry on: here there was none.
+            None if row.isa == "vmx" && row.detail == Some(Detail::Unknown) && row.exits == row.not_ended => {
+            }
             None if is_unasked(&row.reason) => {}
             None => wrong.push(format!("{key:?}: {} exits that nobody caused", row.exits)),
         }
@@ -499,12 +545,12 @@ mod tests {
             l0_ns: ended.then_some(500),
             exit: ExitFields {
                 exit_reason: code.0.into(),
-                guest_rip: line.rip,
+                guest_rip: Some(line.rip),
                 isa: 2,
-                info1: 0,
+                info1: Some(0),
                 info2: 0,
-                intr_info: 0,
-                error_code: 0,
+                intr_info: Some(0),
+                error_code: Some(0),
                 vcpu_id: line.vcpu,
                 requests: None,
                 is_nested: line.level - 1,
@@ -516,7 +562,7 @@ mod tests {
             },
             entry: ended.then_some(EntryFields {
                 vcpu_id: line.vcpu,
-                rip,
+                rip: Some(rip),
                 immediate_exit: None,
                 intr_info: None,
                 error_code: None,
@@ -578,7 +624,7 @@ mod tests {
             // Elsewhere, too, an instruction's exit must have its instruction.
             error(|exits| {
                 let mut other = Exit { time_ns: exits[number].time_ns + 1, ..exits[number].clone() };
-                other.exit.guest_rip = 0x9999;
+                other.exit.guest_rip = Some(0x9999);
                 exits.insert(number + 1, other);
             });
         }
@@ -613,7 +659,7 @@ mod tests {
             |exit| exit.outcome = Outcome::Unknown,
             |exit| exit.outcome = Outcome::Exception,
             |exit| exit.entry = None,
-            |exit| exit.entry.iter_mut().for_each(|entry| entry.rip += 1),
+            |exit| exit.entry.iter_mut().for_each(|entry| entry.rip = entry.rip.map(|rip| rip + 1)),
             |exit| exit.entry.iter_mut().for_each(|entry| entry.rax ^= 1),
             |exit| exit.entry.iter_mut().for_each(|entry| entry.is_nested ^= 1),
         ];

@@ -6,9 +6,10 @@ use std::collections::BTreeMap;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, ensure};
+use exitregs_common::isa::Isa;
 use exitregs_lab::counts;
 use exitregs_lab::host::Kernel;
-use exitregs_lab::script::BUILTIN;
+use exitregs_lab::script::builtins;
 use exitregs_tests::exitregs::{exitregs, stat, trace, while_running};
 use exitregs_tests::guest::Guest;
 use exitregs_tests::record::{self, Row};
@@ -23,7 +24,7 @@ fn main() -> ExitCode {
 fn describe(suite: &mut Suite) -> Result<()> {
     for kernel in Kernel::STOCK {
         let boot = suite.boot(kernel.to_string(), suite::host(kernel)?.smp(2));
-        every_script(boot);
+        every_script(boot, Isa::Svm);
         by_vcpu(boot);
         intervals(boot);
         other_forms(boot);
@@ -42,9 +43,9 @@ fn counted(played: &Played, guest: &Guest, rows: &[Row]) -> Result<u64> {
         .with_context(|| format!("guest {}", guest.name()))
 }
 
-fn every_script(boot: &mut Boot) {
+fn every_script(boot: &mut Boot, isa: Isa) {
     let mut guests: Vec<_> =
-        BUILTIN.iter().map(|script| Guest::new(script.name, script.name).repeat(2)).collect();
+        builtins(isa).map(|script| Guest::new(script.name, script.name).repeat(2)).collect();
     let (seeds, ops) = counts().pick((3, 100), (50, 1_000));
     guests.extend((0..seeds).map(|seed| Guest::random(format!("seed-{seed}"), 2_000 + seed, ops)));
     let all = guests.clone();

@@ -5,9 +5,10 @@
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, ensure};
+use exitregs_common::isa::Isa;
 use exitregs_lab::counts;
 use exitregs_lab::host::Kernel;
-use exitregs_lab::script::BUILTIN;
+use exitregs_lab::script::builtins;
 use exitregs_tests::exitregs::{exitregs, trace, while_running};
 use exitregs_tests::guest::Guest;
 use exitregs_tests::record::{self, Exit};
@@ -22,7 +23,7 @@ fn main() -> ExitCode {
 fn describe(suite: &mut Suite) -> Result<()> {
     for kernel in Kernel::STOCK {
         let boot = suite.boot(kernel.to_string(), suite::host(kernel)?.smp(2).memory_mib(4096));
-        named_scripts(boot);
+        named_scripts(boot, Isa::Svm);
         random_scripts(boot);
         several_vcpus(boot);
         two_vms_at_once(boot);
@@ -56,9 +57,8 @@ fn found_in(exits: &[Exit], guest: &Guest, played: &Played) -> Result<usize> {
     compare(&guest.truth(played)?, exits, played.pid(guest.name())?, Extent::Whole)
 }
 
-fn named_scripts(boot: &mut Boot) {
-    let guests: Vec<_> =
-        BUILTIN.iter().map(|script| Guest::new(script.name, script.name).repeat(2)).collect();
+fn named_scripts(boot: &mut Boot, isa: Isa) {
+    let guests: Vec<_> = builtins(isa).map(|script| Guest::new(script.name, script.name).repeat(2)).collect();
     let one_each = guests.len();
     compared(boot, "every named script", guests, one_each);
 }

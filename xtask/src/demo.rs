@@ -17,7 +17,7 @@ use crate::setup;
 
 /// See every exit's registers: installs, builds, runs a nested guest, and shows its exits
 ///
-/// On an AMD host with nested virtualization, as root, the guest runs right here; elsewhere on an emulated host.
+/// On a host with nested virtualization, as root, the guest runs right here; elsewhere on an emulated AMD host.
 #[derive(Args)]
 pub struct Arguments {
     /// Use the emulated host even if this one would do
@@ -68,10 +68,10 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
 
     let here = !arguments.lab && works_here(&tool, &guest)?;
     if here {
-        steps.next("this host can do it: an AMD host with nested virtualization, and we are root");
+        steps.next("this host can do it: it has nested virtualization, and we are root");
     } else {
         steps.next(
-            "this host has no usable SVM, or we are not root: fetching an emulator and a stock Debian kernel",
+            "this host has no usable SVM or VMX, or we are not root: fetching an emulator and a stock Debian kernel",
         );
         requirements::install(&AMD)?;
         arguments.kernel.image()?;

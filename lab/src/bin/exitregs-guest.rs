@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use clap::{CommandFactory, Parser, error::ErrorKind};
-use exitregs_lab::guest::vmm::{Config, Truth, Vm};
+use exitregs_lab::guest::vmm::{self, Config, Truth, Vm};
 use exitregs_lab::script::{self, BUILTIN, Script};
 
 /// Runs a KVM guest whose L1 and L2s do a script of VM exits, and writes the ground truth: one line of JSON for each
@@ -124,18 +124,19 @@ fn run(arguments: &Arguments) -> Result<()> {
 }
 
 fn choose(arguments: &Arguments) -> Result<Script> {
+    let isa = vmm::host_isa();
     let script = if let Some(path) = &arguments.file {
         let text = fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
         serde_json::from_str(&text).with_context(|| format!("{} is not a script", path.display()))?
     } else if let Some(seed) = arguments.random {
-        script::random(seed, arguments.ops)
+        script::random(seed, arguments.ops, isa)
     } else {
         let Some(builtin) = BUILTIN.iter().find(|builtin| builtin.name == arguments.script) else {
             misuse(&format!("there is no script {:?}; --list shows them all", arguments.script));
         };
         builtin.script()?
     };
-    script.check().context("the script is not possible")?;
+    script.check(isa).context("the script is not possible")?;
     Ok(script)
 }
 

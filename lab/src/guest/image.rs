@@ -4,11 +4,15 @@
 use anyhow::{Context, Result};
 use vm_memory::{ByteValued, Bytes, GuestAddress, GuestMemoryMmap};
 
+use exitregs_common::isa::Isa;
+
 use crate::script::{Defect, Guest, Script};
 
-use super::assemble::{CODE_SELECTOR, Code, DATA_SELECTOR, HOLE_CODE};
-use super::layout::{GuestLayout, LARGE_PAGE, Layout, MAPPED, PAGE, VcpuLayout, slot};
-use super::svm::{self, EFER_SVME, Segment, Vmcb};
+use super::assemble::{CODE_SELECTOR, Code, HOLE_CODE};
+use super::layout::{END_OF_FIELDS, GuestLayout, LARGE_PAGE, Layout, MAPPED, PAGE, VcpuLayout, slot};
+use super::svm::{self, Vmcb};
+use super::vendor::{self, CODE_DESCRIPTOR, DATA_DESCRIPTOR, State};
+use super::vmx;
 
 /// Entries of a page table.
 const ENTRIES: u64 = 512;
@@ -16,30 +20,6 @@ const ENTRIES: u64 = 512;
 const TABLE: u64 = 0b11;
 /// A large page.
 const LARGE: u64 = 1 << 7;
-/// What a nested page table also has: a nested walk is a user access.
-const USER: u64 = 1 << 2;
-
-/// A 64-bit code segment, and a data segment.
-pub const CODE_DESCRIPTOR: u64 = 0x00af_9b00_0000_ffff;
-/// See [`CODE_DESCRIPTOR`].
-pub const DATA_DESCRIPTOR: u64 = 0x00cf_9300_0000_ffff;
-/// Bytes of the GDT: the null descriptor and the two above.
-pub const GDT_LIMIT: u16 = 3 * 8 - 1;
-/// Bytes of an IDT of 256 gates.
-pub const IDT_LIMIT: u16 = 256 * 16 - 1;
-
-/// The processor's state at the start, at both levels.
-#[derive(Clone, Copy, Debug)]
-pub struct State {
-    /// CR0.
-    pub cr0: u64,
-    /// CR4.
-    pub cr4: u64,
-    /// EFER, with SVME.
-    pub efer: u64,
-    /// The PAT.
-    pub pat: u64,
-}
 
 /// Writes everything.
 ///
@@ -53,7 +33,8 @@ pub fn write(
     state: State,
 ) -> Result<()> {
     let image = Image { memory };
-    image.directories(layout.page_tables, 0)?;
+    let entry = |address: u64, large: bool| address | TABLE | if large { LARGE } else { 0 };
+    image.directories(layout.page_tables, entry)?;
     for (n, descriptor) in [0, CODE_DESCRIPTOR, DATA_DESCRIPTOR].into_iter().enumerate() {
         image.word(layout.gdt + 8 * n as u64, descriptor)?;
     }
@@ -67,11 +48,20 @@ pub fn write(
         for (guest, area) in script.guests.iter().zip(&vcpu.guests) {
             image.guest(layout, vcpu, guest, area, state)?;
         }
-        for (defect, address) in [Defect::AsidZero, Defect::SvmeClear, Defect::NoVmrunIntercept]
-            .into_iter()
-            .zip(vcpu.invalid_vmcbs)
-        {
-            image.invalid_vmcb(layout, vcpu, defect, address, state)?;
+        match state.isa {
+            Isa::Svm => {
+                let defects = [Defect::AsidZero, Defect::SvmeClear, Defect::NoVmrunIntercept];
+                for (defect, address) in defects.into_iter().zip(vcpu.invalid) {
+                    image.bytes(address, svm::invalid_vmcb(layout, vcpu, defect, state).as_slice())?;
+                }
+            }
+            Isa::Vmx => {
+                for region in [vcpu.host_save, vcpu.spare].into_iter().chain(vcpu.invalid) {
+                    image.word(region, state.vmx.revision.into())?;
+                }
+                let guest = vmx::fields(layout, vcpu, None, state);
+                image.fields(vcpu.invalid_fields, &guest)?;
+            }
         }
         image.word(vcpu.slots + slot::EMPTY_IDTR, 0)?;
     }
@@ -93,15 +83,27 @@ impl Image<'_> {
         self.bytes(address, &word.to_le_bytes())
     }
 
-    /// A PML4, a PDPT and four page directories at `tables`, which map 4 GiB to themselves.
-    fn directories(&self, tables: u64, flags: u64) -> Result<()> {
-        self.word(tables, (tables + PAGE) | TABLE | flags)?;
+    /// The fields of a VMCS.
+    fn fields(&self, address: u64, fields: &[(u32, u64)]) -> Result<()> {
+        let end = (END_OF_FIELDS, 0);
+        let all = fields.iter().map(|&(field, value)| (field.into(), value)).chain([end]);
+        for (n, (field, value)) in (0..).zip(all) {
+            self.word(address + 16 * n, field)?;
+            self.word(address + 16 * n + 8, value)?;
+        }
+        Ok(())
+    }
+
+    /// A PML4, a PDPT and four page directories at `tables`, which map 4 GiB to themselves. `entry` makes an entry of an
+    /// address, which is that of a large page or of a table.
+    fn directories(&self, tables: u64, entry: impl Fn(u64, bool) -> u64) -> Result<()> {
+        self.word(tables, entry(tables + PAGE, false))?;
         let directories = MAPPED / (ENTRIES * LARGE_PAGE);
         for n in 0..directories {
-            self.word(tables + PAGE + 8 * n, (tables + (2 + n) * PAGE) | TABLE | flags)?;
+            self.word(tables + PAGE + 8 * n, entry(tables + (2 + n) * PAGE, false))?;
         }
         for n in 0..directories * ENTRIES {
-            self.word(tables + 2 * PAGE + 8 * n, (n * LARGE_PAGE) | LARGE | TABLE | flags)?;
+            self.word(tables + 2 * PAGE + 8 * n, entry(n * LARGE_PAGE, true))?;
         }
         Ok(())
     }
@@ -129,63 +131,38 @@ impl Image<'_> {
         area: &GuestLayout,
         state: State,
     ) -> Result<()> {
-        let mut vmcb = Vmcb::control(guest, area);
-        save_state(&mut vmcb, layout, vcpu, state);
-        vmcb.save.rsp = area.stack;
-        self.bytes(area.vmcb, vmcb.as_slice())?;
-        self.bytes(area.pristine_vmcb, vmcb.as_slice())?;
-        self.bytes(area.msrpm, &svm::msr_permission_map(&guest.intercept_msrs))?;
-        self.bytes(area.iopm, &svm::io_permission_map(&guest.intercept_ports))?;
-        self.directories(area.nested_tables, USER)?;
+        match state.isa {
+            Isa::Svm => {
+                let mut vmcb = Vmcb::control(guest, area);
+                svm::save_state(&mut vmcb, layout, vcpu, state);
+                vmcb.save.rsp = area.stack;
+                self.bytes(area.control, vmcb.as_slice())?;
+                self.bytes(area.initial, vmcb.as_slice())?;
+                self.bytes(area.msr_map, &svm::msr_permission_map(&guest.intercept_msrs))?;
+                self.bytes(area.io_map, &svm::io_permission_map(&guest.intercept_ports))?;
+            }
+            Isa::Vmx => {
+                self.word(area.control, state.vmx.revision.into())?;
+                self.fields(area.initial, &vmx::fields(layout, vcpu, Some((guest, area)), state))?;
+                self.bytes(area.msr_map, &vmx::msr_bitmaps(&guest.intercept_msrs))?;
+                self.bytes(area.io_map, &vmx::io_bitmaps(&guest.intercept_ports))?;
+            }
+        }
+        self.directories(area.nested_tables, |address, large| {
+            vendor::nested_directory_entry(state.isa, address, large)
+        })?;
         // The holes' large page by its own table; L1 makes the holes.
         let page_table = area.nested_tables + 6 * PAGE;
-        self.word(area.nested_tables + 2 * PAGE + 8 * (vcpu.holes / LARGE_PAGE), page_table | TABLE | USER)?;
+        self.word(
+            area.nested_tables + 2 * PAGE + 8 * (vcpu.holes / LARGE_PAGE),
+            vendor::nested_directory_entry(state.isa, page_table, false),
+        )?;
         for page in 0..ENTRIES {
-            self.word(page_table + 8 * page, svm::nested_entry(vcpu.holes + page * PAGE, None))?;
+            self.word(
+                page_table + 8 * page,
+                vendor::nested_entry(state.isa, vcpu.holes + page * PAGE, None),
+            )?;
         }
         Ok(())
     }
-
-    fn invalid_vmcb(
-        &self,
-        layout: &Layout,
-        vcpu: &VcpuLayout,
-        defect: Defect,
-        address: u64,
-        state: State,
-    ) -> Result<()> {
-        use exitregs_common::svm::ExitCode;
-        let mut vmcb = Vmcb::zeroed();
-        vmcb.intercept(ExitCode::VMRUN);
-        vmcb.control.asid = 1;
-        save_state(&mut vmcb, layout, vcpu, state);
-        match defect {
-            Defect::AsidZero => vmcb.control.asid = 0,
-            Defect::SvmeClear => vmcb.save.efer &= !EFER_SVME,
-            Defect::NoVmrunIntercept => vmcb.do_not_intercept(ExitCode::VMRUN),
-            Defect::Unaligned => {}
-        }
-        self.bytes(address, vmcb.as_slice())
-    }
-}
-
-/// An L2 in the same 64-bit mode as L1, with its own IDT.
-fn save_state(vmcb: &mut Vmcb, layout: &Layout, vcpu: &VcpuLayout, state: State) {
-    let data = Segment { selector: DATA_SELECTOR, attributes: 0xc93, limit: u32::MAX, base: 0 };
-    let save = &mut vmcb.save;
-    save.cs = Segment { selector: CODE_SELECTOR, attributes: 0xa9b, limit: u32::MAX, base: 0 };
-    for segment in [&mut save.es, &mut save.ss, &mut save.ds, &mut save.fs, &mut save.gs] {
-        *segment = data;
-    }
-    save.gdtr = Segment { limit: GDT_LIMIT.into(), base: layout.gdt, ..Segment::default() };
-    save.idtr = Segment { limit: IDT_LIMIT.into(), base: vcpu.l2_idt, ..Segment::default() };
-    save.tr = Segment { selector: 0, attributes: 0x8b, limit: 0x67, base: 0 };
-    save.cr0 = state.cr0;
-    save.cr3 = layout.page_tables;
-    save.cr4 = state.cr4;
-    save.efer = state.efer;
-    save.g_pat = state.pat;
-    save.dr6 = 0xffff_0ff0;
-    save.dr7 = 0x400;
-    save.rflags = 2;
 }

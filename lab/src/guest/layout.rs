@@ -43,12 +43,15 @@ pub struct VcpuLayout {
     pub log: u64,
     /// The log's end.
     pub log_end: u64,
-    /// L1's host state-save area (MSR VM_HSAVE_PA).
+    /// SVM: L1's host state-save area (MSR VM_HSAVE_PA). VMX: the VMXON region.
     pub host_save: u64,
-    /// A page for VMLOAD and VMSAVE.
-    pub vmload: u64,
-    /// VMCBs that VMRUN refuses, in the order of [`crate::script::Defect`].
-    pub invalid_vmcbs: [u64; 3],
+    /// SVM: a page for VMLOAD and VMSAVE. VMX: a VMCS that nothing runs on.
+    pub spare: u64,
+    /// VMCBs that VMRUN refuses, in the order of [`crate::script::Defect`]; VMCSs that VMLAUNCH refuses, in that of
+    /// [`crate::script::VmcsDefect`].
+    pub invalid: [u64; 3],
+    /// VMX: the fields of the latter but for the defects, as [`GuestLayout::initial`].
+    pub invalid_fields: u64,
     /// The large page that L2 reaches through 4-KiB entries of L1's nested page table.
     pub holes: u64,
     /// The guests.
@@ -58,18 +61,19 @@ pub struct VcpuLayout {
 /// An L2 guest's addresses.
 #[derive(Clone, Debug)]
 pub struct GuestLayout {
-    /// Its VMCB.
-    pub vmcb: u64,
-    /// The VMCB as it is at the start.
-    pub pristine_vmcb: u64,
-    /// Registers that L1 keeps while L2 does not run.
+    /// Its VMCB or VMCS.
+    pub control: u64,
+    /// SVM: the VMCB as it is at the start. VMX: the fields of the VMCS at the start, encoding and value in 8 bytes each, the
+    /// last one followed by [`END_OF_FIELDS`].
+    pub initial: u64,
+    /// What L1 keeps of it, see [`saved`].
     pub registers: u64,
     /// Where its stack begins.
     pub stack: u64,
-    /// The MSR permission map: two pages.
-    pub msrpm: u64,
-    /// The I/O permission map: three pages.
-    pub iopm: u64,
+    /// The MSR permission map: two pages. VMX: the MSR bitmaps, one page.
+    pub msr_map: u64,
+    /// The I/O permission map: three pages. VMX: the I/O bitmaps A and B.
+    pub io_map: u64,
     /// The nested page table: PML4, PDPT, four page directories, and the page table of [`VcpuLayout::holes`].
     pub nested_tables: u64,
 }
@@ -89,6 +93,14 @@ pub mod slot {
     pub const EMPTY_IDTR: u64 = 0x10;
     /// Where L1 is to go on if its HLT was interrupted before it was executed.
     pub const RETRY: u64 = 0x20;
+    /// VMX: the address of the current VMCS, or 0 if that is none of a guest's.
+    pub const CURRENT: u64 = 0x28;
+    /// VMX: L1's RSP while an L2 runs.
+    pub const L1_RSP: u64 = 0x30;
+    /// VMX: an operand in memory.
+    pub const OPERAND: u64 = 0x38;
+    /// VMX: an INVEPT descriptor of zeros.
+    pub const DESCRIPTOR: u64 = 0x40;
     /// The record of the port write that asks user space to read the log.
     pub const SIGNAL: u64 = 0x100;
     /// What r8 and r9 point to before the first instruction.
@@ -96,6 +108,9 @@ pub mod slot {
     /// See [`crate::guest::log::Failure`].
     pub const FAILURE: u64 = 0x300;
 }
+
+/// Ends the fields at [`GuestLayout::initial`].
+pub const END_OF_FIELDS: u64 = u64::MAX;
 
 /// Offsets in [`GuestLayout::registers`].
 #[expect(missing_docs, reason = "the registers of these names")]
@@ -107,6 +122,14 @@ pub mod saved {
     pub const RDI: u64 = 32;
     pub const R9: u64 = 40;
     pub const R11: u64 = 48;
+    pub const RAX: u64 = 56;
+    pub const R13: u64 = 64;
+    /// VMX: the reason of its last exit.
+    pub const EXIT_REASON: u64 = 72;
+    /// VMX: RIP at its last exit.
+    pub const RIP: u64 = 80;
+    /// VMX: whether its VMCS is launched.
+    pub const LAUNCHED: u64 = 88;
 }
 
 impl Layout {
@@ -123,16 +146,17 @@ impl Layout {
                 slots: next.pages(1),
                 buffer: next.pages(1),
                 host_save: next.pages(1),
-                vmload: next.pages(1),
-                invalid_vmcbs: [next.pages(1), next.pages(1), next.pages(1)],
+                spare: next.pages(1),
+                invalid: [next.pages(1), next.pages(1), next.pages(1)],
+                invalid_fields: next.pages(1),
                 guests: (0..guests)
                     .map(|_| GuestLayout {
-                        vmcb: next.pages(1),
-                        pristine_vmcb: next.pages(1),
+                        control: next.pages(1),
+                        initial: next.pages(1),
                         registers: next.pages(1),
                         stack: next.pages(1) + PAGE,
-                        msrpm: next.pages(2),
-                        iopm: next.pages(3),
+                        msr_map: next.pages(2),
+                        io_map: next.pages(3),
                         nested_tables: next.pages(7),
                     })
                     .collect(),

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use std::mem::size_of;
 
 use anyhow::{Result, bail, ensure};
-use exitregs_common::svm::ExitCode;
+use exitregs_common::isa::Isa;
 use vm_memory::ByteValued;
 
 use crate::script::{Op, Value};
@@ -13,6 +13,7 @@ use crate::truth::{Handled, InjectedBy, Line, Outcome};
 
 use super::layout::VcpuLayout;
 use super::site::{Instruction, Next, Site};
+use super::vendor;
 
 /// What the guest stores around an instruction.
 #[repr(C)]
@@ -34,7 +35,7 @@ pub struct Record {
     pub after: [u64; 4],
     /// Of an exception: bit [`Record::FAULTED_BIT`], the error code in bits 39:8, the vector in bits 7:0.
     pub fault: u64,
-    /// Of VMRUN: EXITCODE afterwards.
+    /// Of VMRUN: EXITCODE afterwards. Of VMLAUNCH and VMRESUME: the exit reason, or [`Record::NOT_ENTERED`].
     pub exit_code: u64,
 }
 
@@ -50,6 +51,8 @@ impl Record {
     pub const CLOSED: u64 = 1;
     /// See [`Record::state`].
     pub const VOID: u64 = 2;
+    /// See [`Record::exit_code`]: VMLAUNCH has failed without a VM exit.
+    pub const NOT_ENTERED: u64 = 1 << 63;
     /// See [`Record::fault`].
     pub const FAULTED_BIT: u32 = 63;
 
@@ -71,13 +74,13 @@ pub struct Failure {
     pub expected_code: u64,
     /// The expected RIP.
     pub expected_rip: u64,
-    /// EXITCODE, or the vector of an exception.
+    /// EXITCODE, VMX exit reason, vector of an exception, or VM-instruction error.
     pub code: u64,
     /// Where it happened.
     pub rip: u64,
-    /// EXITINFO1, or the error code of an exception.
+    /// EXITINFO1, exit qualification, or the error code of an exception.
     pub info1: u64,
-    /// EXITINFO2, or CR2.
+    /// EXITINFO2, guest-physical address, or CR2.
     pub info2: u64,
 }
 
@@ -91,6 +94,8 @@ impl Failure {
     pub const L1_EXCEPTION: u64 = 2;
     /// The same in L2.
     pub const L2_EXCEPTION: u64 = 3;
+    /// An instruction of VMX failed that should not.
+    pub const VMX_INSTRUCTION: u64 = 4;
 
     /// What happened, for people.
     pub fn describe(&self, sites: &[Site]) -> String {
@@ -106,22 +111,29 @@ impl Failure {
         };
         match self.kind {
             Self::UNEXPECTED_EXIT => {
-                let name = |code: u64| {
-                    ExitCode(code as u32)
-                        .name()
-                        .map_or_else(|| format!("{code:#x}"), |name| format!("`{name}`"))
-                };
+                let isa = sites.first().map_or(Isa::Svm, |site| site.isa);
+                let name = |code: u64| format!("`{}`", isa.exit_reason(code as u32));
                 let instruction = sites.get(self.site as usize).map_or_else(String::new, Site::mnemonic);
                 format!(
                     "L1 expected L2 to exit for {} at {:#x} (step {}, {instruction}), but it exited for {} at {:#x}, \
-                     EXITINFO1 {:#x}, EXITINFO2 {:#x}",
+                     {} {:#x}, {} {:#x}",
                     name(self.expected_code),
                     self.expected_rip,
                     self.site,
                     name(self.code),
                     self.rip,
+                    if isa == Isa::Svm { "EXITINFO1" } else { "exit qualification" },
                     self.info1,
+                    if isa == Isa::Svm { "EXITINFO2" } else { "guest-physical address" },
                     self.info2
+                )
+            }
+            Self::VMX_INSTRUCTION => {
+                format!(
+                    "an instruction of VMX at {:#x}{} failed with error {}",
+                    self.rip,
+                    near(self.rip),
+                    self.code
                 )
             }
             Self::L1_EXCEPTION | Self::L2_EXCEPTION => format!(
@@ -143,7 +155,7 @@ impl Failure {
 pub struct Reader {
     vcpu: u32,
     sites: Vec<Site>,
-    vmcbs: Vec<u64>,
+    controls: Vec<u64>,
     seq: u64,
     turn: u64,
     /// Lines that wait for the end of an L2 exit before them.
@@ -165,9 +177,19 @@ struct Waiting {
 impl Reader {
     /// A reader of the log of this vCPU.
     pub fn new(vcpu: u32, sites: Vec<Site>, layout: &VcpuLayout) -> Self {
-        let vmcbs: Vec<u64> = layout.guests.iter().map(|guest| guest.vmcb).collect();
-        let open = vec![None; vmcbs.len()];
-        Self { vcpu, sites, vmcbs, seq: 0, turn: 0, waiting: VecDeque::new(), first: 0, open, running: None }
+        let controls: Vec<u64> = layout.guests.iter().map(|guest| guest.control).collect();
+        let open = vec![None; controls.len()];
+        Self {
+            vcpu,
+            sites,
+            controls,
+            seq: 0,
+            turn: 0,
+            waiting: VecDeque::new(),
+            first: 0,
+            open,
+            running: None,
+        }
     }
 
     /// The instructions of interest.
@@ -219,8 +241,9 @@ impl Reader {
                 _ => bail!("{}: the guest did not come back from it", here()),
             },
             None => match &site.instruction {
-                Instruction::Vmrun { .. } | Instruction::Op(Op::VmrunInvalid { .. })
-                    if record.exit_code as u32 == ExitCode::ERR.0 =>
+                Instruction::Enter { .. }
+                | Instruction::Op(Op::VmrunInvalid { .. } | Op::VmlaunchInvalid { .. })
+                    if vendor::entry_failed(site.isa, record.exit_code) =>
                 {
                     Outcome::VmrunFailed
                 }
@@ -228,23 +251,19 @@ impl Reader {
             },
         };
         let raised = matches!(outcome, Outcome::InvalidOpcode | Outcome::GeneralProtection);
-        let vmrun = matches!(site.instruction, Instruction::Vmrun { .. });
+        let enters = matches!(site.instruction, Instruction::Enter { .. });
         let mut operands = site.operands();
-        if vmrun && closed {
-            operands.exit_code = Some(
-                ExitCode(record.exit_code as u32)
-                    .name()
-                    .map_or_else(|| format!("{:#x}", record.exit_code), str::to_owned),
-            );
+        if enters && closed {
+            operands.exit_code = Some(site.isa.exit_reason(record.exit_code as u32).to_string());
         }
         let line = Line {
             seq: self.seq,
             vcpu: self.vcpu,
             level: if site.guest.is_some() { 2 } else { 1 },
             l2: site.guest,
-            vmcb12: site.guest.map(|guest| self.vmcbs[guest]),
+            vmcb12: site.guest.map(|guest| self.controls[guest]),
             instruction: site.mnemonic(),
-            exit_reason: site.reason.and_then(ExitCode::name).map(str::to_owned),
+            exit_reason: site.reason_name(),
             exits: site.exits,
             handled: site.handled,
             l1_exits: Vec::new(),
@@ -262,7 +281,7 @@ impl Reader {
             operands,
         };
         let runs = match site.instruction {
-            Instruction::Vmrun { guest } => Some(guest),
+            Instruction::Enter { guest, .. } => Some(guest),
             Instruction::Op(_) => None,
         };
         let exits_to_l1 = matches!(site.handled, Some(Handled::Reflected | Handled::Forced));

@@ -1,23 +1,34 @@
 // SPDX-License-Identifier: MIT
 //! An instruction's place in the code, and what is known of it before it runs.
 
-use exitregs_common::svm::ExitCode;
+use exitregs_common::isa::Isa;
 
-use crate::script::{Access, Defect, Op, Step, SvmOp, Value};
+use crate::script::{Access, Defect, Op, Step, SvmOp, Value, VmxOp};
 use crate::truth::{Direction, Exits, Handled, Operands};
 
 use super::layout::{PAGE, VcpuLayout};
 
-/// What is executed at a site: a script's operation, or VMRUN of an L2 guest.
+/// What is executed at a site: a script's operation, or one that runs an L2 guest.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Instruction {
     /// An operation of the script, or one like it that the guest executes for itself.
     Op(Op),
-    /// VMRUN.
-    Vmrun {
+    /// VMRUN, VMLAUNCH or VMRESUME.
+    Enter {
         /// Index of the L2 guest.
         guest: usize,
+        /// Which of them.
+        by: Entering,
     },
+}
+
+/// An instruction that runs an L2.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "each is the instruction of that name")]
+pub enum Entering {
+    Vmrun,
+    Vmlaunch,
+    Vmresume,
 }
 
 /// What is to come after an instruction.
@@ -34,14 +45,16 @@ pub enum Next {
 /// An instruction in the code.
 #[derive(Clone, Debug)]
 pub struct Site {
+    /// The instruction set that [`Site::reason`] is of.
+    pub isa: Isa,
     /// What it is.
     pub instruction: Instruction,
     /// At L2: the index of the guest.
     pub guest: Option<usize>,
-    /// RAX, RBX, RCX and RDX before it; `None` if they are whatever L2 has.
+    /// RAX, RBX, RCX and RDX before it; `None` if they are whatever L1 or L2 has.
     pub before: Option<[Value; 4]>,
     /// The reason of its exit.
-    pub reason: Option<ExitCode>,
+    pub reason: Option<u32>,
     /// Whether it exits for that reason.
     pub exits: Exits,
     /// Who handles that.
@@ -62,12 +75,17 @@ impl Site {
     /// The mnemonic.
     pub fn mnemonic(&self) -> String {
         let text = match &self.instruction {
-            Instruction::Vmrun { .. } => "vmrun",
+            Instruction::Enter { by: Entering::Vmrun, .. } => "vmrun",
+            Instruction::Enter { by: Entering::Vmlaunch, .. } => "vmlaunch",
+            Instruction::Enter { by: Entering::Vmresume, .. } => "vmresume",
             Instruction::Op(op) => match op {
                 Op::Rdmsr { .. } => "rdmsr",
                 Op::Wrmsr { .. } => "wrmsr",
                 Op::Cpuid { .. } => "cpuid",
-                Op::Hypercall { .. } => "vmmcall",
+                Op::Hypercall { .. } => match self.isa {
+                    Isa::Svm => "vmmcall",
+                    Isa::Vmx => "vmcall",
+                },
                 Op::In { .. } => "in",
                 Op::Out { .. } => "out",
                 Op::Ins { .. } => "rep ins",
@@ -96,17 +114,33 @@ impl Site {
                     SvmOp::Skinit => "skinit",
                 },
                 Op::VmrunInvalid { .. } => "vmrun",
+                Op::Vmx(op) => match op {
+                    VmxOp::Vmclear => "vmclear",
+                    VmxOp::Vmptrld => "vmptrld",
+                    VmxOp::Vmptrst => "vmptrst",
+                    VmxOp::Vmread => "vmread",
+                    VmxOp::Vmwrite => "vmwrite",
+                    VmxOp::Vmxon => "vmxon",
+                    VmxOp::Invept => "invept",
+                    VmxOp::Invvpid => "invvpid",
+                },
+                Op::VmlaunchInvalid { .. } => "vmlaunch",
                 Op::L2 { .. } => unreachable!("a block is no instruction"),
             },
         };
         text.to_owned()
     }
 
+    /// The kernel's name of the reason of its exit.
+    pub fn reason_name(&self) -> Option<String> {
+        self.reason.map(|reason| self.isa.exit_reason(reason).to_string())
+    }
+
     /// What it is about.
     pub fn operands(&self) -> Operands {
         let mut operands = Operands { gpa: self.gpa, ..Operands::default() };
         match &self.instruction {
-            Instruction::Vmrun { guest } => operands.l2 = Some(*guest),
+            Instruction::Enter { guest, .. } => operands.l2 = Some(*guest),
             Instruction::Op(op) => match op {
                 Op::Rdmsr { msr } | Op::Wrmsr { msr, .. } => operands.msr = Some(msr.0),
                 Op::Cpuid { leaf, subleaf } => {
@@ -203,14 +237,14 @@ pub fn before(step: &Step, vcpu: u32, site: u32, layout: &VcpuLayout, cr: [u64; 
             values[RAX] = low(RAX, 0, 0);
             values[RCX] = low(RCX, 0, 0);
         }
-        Op::Svm(SvmOp::Vmload | SvmOp::Vmsave) => values[RAX] = Value::fixed(layout.vmload),
+        Op::Svm(SvmOp::Vmload | SvmOp::Vmsave) => values[RAX] = Value::fixed(layout.spare),
         Op::Svm(SvmOp::Invlpga) => {
             values[RAX] = Value::fixed(layout.buffer);
             values[RCX] = low(RCX, 1, 0);
         }
         Op::Svm(SvmOp::Skinit) => values[RAX] = low(RAX, layout.holes, 0),
         Op::VmrunInvalid { defect } => {
-            let [asid, svme, intercept] = layout.invalid_vmcbs;
+            let [asid, svme, intercept] = layout.invalid;
             values[RAX] = Value::fixed(match defect {
                 Defect::AsidZero => asid,
                 Defect::SvmeClear => svme,

@@ -7,10 +7,12 @@ use std::mem::{offset_of, size_of};
 
 use exitregs_common::svm::ExitCode;
 
-use crate::script::{Exception, Guest, Hole, Intercept, Op, Selection, SvmOp, control_port};
+use crate::script::{Defect, Exception, Guest, Hole, Intercept, Op, Selection, SvmOp, control_port};
 use crate::truth::{Exits, Handled};
 
-use super::layout::{GuestLayout, PAGE};
+use super::assemble::{CODE_SELECTOR, DATA_SELECTOR};
+use super::layout::{GuestLayout, Layout, PAGE, VcpuLayout};
+use super::vendor::{Expected, GDT_LIMIT, IDT_LIMIT, State};
 
 /// MSR VM_HSAVE_PA. APM 15.30.4.
 pub const MSR_VM_HSAVE_PA: u32 = 0xc001_0117;
@@ -172,8 +174,8 @@ impl Vmcb {
         if !guest.intercept_ports.is_none() {
             vmcb.intercept(ExitCode::IOIO);
         }
-        vmcb.control.iopm_base_pa = layout.iopm;
-        vmcb.control.msrpm_base_pa = layout.msrpm;
+        vmcb.control.iopm_base_pa = layout.io_map;
+        vmcb.control.msrpm_base_pa = layout.msr_map;
         vmcb.control.asid = ASID;
         vmcb.control.tlb_control = 1;
         vmcb.control.nested_ctl = 1;
@@ -270,40 +272,23 @@ pub const fn nested_entry(address: u64, hole: Option<Hole>) -> u64 {
     }
 }
 
-/// Why and how often an instruction exits, and to whom.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Expected {
-    /// The reason.
-    pub reason: Option<ExitCode>,
-    /// How often.
-    pub exits: Exits,
-    /// By whom it is handled.
-    pub handled: Option<Handled>,
-}
-
-impl Expected {
-    /// Whether L1 sees it.
-    pub fn reaches_l1(self) -> bool {
-        matches!(self.handled, Some(Handled::Reflected | Handled::Forced))
-    }
-}
-
 /// What an operation of L1 (`guest` is `None`) or of an L2 causes under KVM with nested paging.
 pub fn expected(op: &Op, guest: Option<&Guest>) -> Expected {
     let (reason, exits) = under_l0(op);
+    let reason = reason.map(|code| code.0);
     let Some(guest) = guest else {
         return Expected { reason, exits, handled: reason.map(|_| Handled::L0) };
     };
     let reflected =
-        |reason| Expected { reason: Some(reason), exits: Exits::Once, handled: Some(Handled::Reflected) };
+        |code: u32| Expected { reason: Some(code), exits: Exits::Once, handled: Some(Handled::Reflected) };
     match op {
         Op::NestedPageFault { .. } => {
             Expected { reason, exits: Exits::AtLeastOnce, handled: Some(Handled::Reflected) }
         }
-        Op::Hypercall { .. } => reflected(ExitCode::VMMCALL),
-        Op::TripleFault => reflected(ExitCode::SHUTDOWN),
+        Op::Hypercall { .. } => reflected(ExitCode::VMMCALL.0),
+        Op::TripleFault => reflected(ExitCode::SHUTDOWN.0),
         _ if is_intercepted(op, guest) => reflected(match intercept(op) {
-            Some(intercept) => exit_code(intercept),
+            Some(intercept) => exit_code(intercept).0,
             None => reason.expect("an MSR or port access"),
         }),
         Op::Hlt { .. } => Expected { reason, exits, handled: Some(Handled::Forced) },
@@ -404,11 +389,9 @@ fn under_l0(op: &Op) -> (Option<ExitCode>, Exits) {
         Op::Svm(SvmOp::Invlpga) => (ExitCode::INVLPGA, Exits::Once),
         Op::Svm(SvmOp::Skinit) => (ExitCode::SKINIT, Exits::Once),
         // Whether the processor looks at RAX before or after the intercept differs.
-        Op::VmrunInvalid { defect: crate::script::Defect::Unaligned } => {
-            (ExitCode::VMRUN, Exits::HostDecides)
-        }
+        Op::VmrunInvalid { defect: Defect::Unaligned } => (ExitCode::VMRUN, Exits::HostDecides),
         Op::VmrunInvalid { .. } => (ExitCode::VMRUN, Exits::Once),
-        Op::L2 { .. } => return (None, Exits::Never),
+        Op::L2 { .. } | Op::Vmx(_) | Op::VmlaunchInvalid { .. } => return (None, Exits::Never),
     };
     (Some(code), exits)
 }
@@ -431,4 +414,40 @@ fn may_pass_through(msr: u32) -> bool {
         | 0xc001_0200..=0xc001_020b
         | 0xc001_011f                  // VIRT_SPEC_CTRL
         | 0xc001_0130)
+}
+
+/// An L2 in the same 64-bit mode as L1, with its own IDT.
+pub fn save_state(vmcb: &mut Vmcb, layout: &Layout, vcpu: &VcpuLayout, state: State) {
+    let data = Segment { selector: DATA_SELECTOR, attributes: 0xc93, limit: u32::MAX, base: 0 };
+    let save = &mut vmcb.save;
+    save.cs = Segment { selector: CODE_SELECTOR, attributes: 0xa9b, limit: u32::MAX, base: 0 };
+    for segment in [&mut save.es, &mut save.ss, &mut save.ds, &mut save.fs, &mut save.gs] {
+        *segment = data;
+    }
+    save.gdtr = Segment { limit: GDT_LIMIT.into(), base: layout.gdt, ..Segment::default() };
+    save.idtr = Segment { limit: IDT_LIMIT.into(), base: vcpu.l2_idt, ..Segment::default() };
+    save.tr = Segment { selector: 0, attributes: 0x8b, limit: 0x67, base: 0 };
+    save.cr0 = state.cr0;
+    save.cr3 = layout.page_tables;
+    save.cr4 = state.cr4;
+    save.efer = state.efer;
+    save.g_pat = state.pat;
+    save.dr6 = 0xffff_0ff0;
+    save.dr7 = 0x400;
+    save.rflags = 2;
+}
+
+/// A VMCB that VMRUN refuses.
+pub fn invalid_vmcb(layout: &Layout, vcpu: &VcpuLayout, defect: Defect, state: State) -> Vmcb {
+    let mut vmcb = Vmcb::zeroed();
+    vmcb.intercept(ExitCode::VMRUN);
+    vmcb.control.asid = 1;
+    save_state(&mut vmcb, layout, vcpu, state);
+    match defect {
+        Defect::AsidZero => vmcb.control.asid = 0,
+        Defect::SvmeClear => vmcb.save.efer &= !EFER_SVME,
+        Defect::NoVmrunIntercept => vmcb.do_not_intercept(ExitCode::VMRUN),
+        Defect::Unaligned => {}
+    }
+    vmcb
 }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 //! KVM: the VM, its vCPU threads, their exits to user space.
 
+use std::arch::x86_64::__cpuid;
 use std::io::Write;
 use std::mem::size_of;
 use std::os::unix::thread::JoinHandleExt;
@@ -20,15 +21,19 @@ use nix::sys::pthread::pthread_kill;
 use nix::sys::signal::{self, SaFlags, SigAction, SigHandler, SigSet, Signal as UnixSignal};
 use vm_memory::{ByteValued, Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 
+use exitregs_common::isa::Isa;
+
 use crate::script::Script;
 use crate::truth::Line;
 
 use super::assemble::{self, CODE_SELECTOR, Code, DATA_SELECTOR};
-use super::image::{self, GDT_LIMIT, IDT_LIMIT, State};
+use super::image;
 use super::layout::{LARGE_PAGE, Layout, MEMORY_LIMIT, PAGE, VcpuLayout, slot};
 use super::log::{Failure, Reader, Record};
 use super::signal::Signal;
 use super::svm::{EFER_SVME, MSR_VM_HSAVE_PA};
+use super::vendor::{GDT_LIMIT, IDT_LIMIT, State};
+use super::vmx::{self, CR4_VMXE};
 
 /// Bytes of a vCPU's log, unless one turn needs more.
 const LOG_BYTES: u64 = 4 << 20;
@@ -40,7 +45,7 @@ const CR0: u64 = 1 | 1 << 1 | 1 << 4 | 1 << 5 | 1 << 16 | 1 << 31;
 /// CR4: PAE, OSFXSR, OSXMMEXCPT.
 const CR4: u64 = 1 << 5 | 1 << 9 | 1 << 10;
 /// EFER: SCE, LME, LMA, NXE.
-const EFER: u64 = 1 | 1 << 8 | 1 << 10 | 1 << 11 | EFER_SVME;
+const EFER: u64 = 1 | 1 << 8 | 1 << 10 | 1 << 11;
 /// The PAT after reset.
 const PAT: u64 = 0x0007_0406_0007_0406;
 /// IA32_APIC_BASE: enabled, x2APIC.
@@ -87,22 +92,35 @@ impl Vm {
     /// Makes the VM, its memory and its vCPUs.
     ///
     /// # Errors
-    /// If there is no usable KVM, if it offers no nested SVM, or if the script is not possible.
+    /// If there is no usable KVM, if it offers neither nested SVM nor nested VMX, or if the script is not possible.
     pub fn new(config: &Config) -> Result<Self> {
-        config.script.check()?;
         ensure!(config.vcpus >= 1, "a VM has at least one vCPU");
         ensure!(
             (1..=i32::MAX as u32).contains(&config.repeat),
             "the script is to be done at least once and at most {} times",
             i32::MAX
         );
-        let kvm = Kvm::new()
-            .context("cannot open /dev/kvm: is the kvm_amd module loaded, and may this user open it?")?;
-        let cpuid = supported_cpuid(&kvm)?;
+        let kvm = Kvm::new().context(
+            "cannot open /dev/kvm: is the kvm_amd or kvm_intel module loaded, and may this user open it?",
+        )?;
+        let (isa, cpuid) = supported(&kvm)?;
+        config.script.check(isa)?;
         let max = kvm.get_max_vcpus();
         ensure!(config.vcpus as usize <= max, "{} vCPUs are more than KVM's {max}", config.vcpus);
 
-        let state = State { cr0: CR0, cr4: CR4, efer: EFER, pat: PAT };
+        let state = match isa {
+            Isa::Svm => State {
+                isa,
+                cr0: CR0,
+                cr4: CR4,
+                efer: EFER | EFER_SVME,
+                pat: PAT,
+                vmx: vmx::Capabilities::default(),
+            },
+            Isa::Vmx => {
+                State { isa, cr0: CR0, cr4: CR4 | CR4_VMXE, efer: EFER, pat: PAT, vmx: capabilities(&kvm)? }
+            }
+        };
         let (layout, codes) = lay_out(config, state)?;
 
         let end = codes.last().map_or(layout.code, |code| code.base + code.bytes.len() as u64);
@@ -210,6 +228,7 @@ fn lay_out(config: &Config, state: State) -> Result<(Layout, Vec<Code>)> {
             let options = assemble::Options {
                 script: &config.script,
                 vcpu,
+                isa: state.isa,
                 layout: area,
                 cr: [state.cr0, 0, 0, 0, state.cr4, 0, 0, 0, 0],
                 repeat: config.repeat,
@@ -232,22 +251,46 @@ fn lay_out(config: &Config, state: State) -> Result<(Layout, Vec<Code>)> {
     }
 }
 
+/// The instruction set of guests on this host's processor. One without is taken for AMD's: scripts can be looked at anywhere.
+pub fn host_isa() -> Isa {
+    // CPUID.01H:ECX.VMX; Intel's processors have it, and those of others that do what Intel's do.
+    if __cpuid(1).ecx >> 5 & 1 != 0 { Isa::Vmx } else { Isa::Svm }
+}
+
 /// Whether ECX of a CPUID leaf has a bit.
 fn has(cpuid: &CpuId, leaf: u32, ecx_bit: u32) -> bool {
     cpuid.as_slice().iter().any(|entry| entry.function == leaf && entry.ecx >> ecx_bit & 1 != 0)
 }
 
-fn supported_cpuid(kvm: &Kvm) -> Result<CpuId> {
+/// The instruction set of nested guests that KVM offers, and the CPUID that it supports.
+fn supported(kvm: &Kvm) -> Result<(Isa, CpuId)> {
     let cpuid = kvm
         .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
         .context("KVM does not say what it supports (KVM_GET_SUPPORTED_CPUID): it cannot run guests here")?;
-    // CPUID Fn8000_0001_ECX[SVM] and Fn0000_0001_ECX[x2APIC].
-    ensure!(
-        has(&cpuid, 0x8000_0001, 2),
-        "KVM offers its guests no SVM: this needs an AMD processor (or an emulated one) and kvm_amd with nested=1"
-    );
+    // CPUID Fn8000_0001_ECX[SVM], 01H:ECX.VMX and 01H:ECX.x2APIC.
+    let isa = match (has(&cpuid, 0x8000_0001, 2), has(&cpuid, 1, 5)) {
+        (true, _) => Isa::Svm,
+        (false, true) => Isa::Vmx,
+        (false, false) => bail!(
+            "KVM offers its guests neither SVM nor VMX: this needs kvm_amd or kvm_intel with nested=1, on a processor that has \
+             them, or on an emulated one"
+        ),
+    };
     ensure!(has(&cpuid, 1, 21), "KVM offers no x2APIC");
-    Ok(cpuid)
+    Ok((isa, cpuid))
+}
+
+/// The VMX capabilities that KVM offers.
+fn capabilities(kvm: &Kvm) -> Result<vmx::Capabilities> {
+    let entries = vmx::CAPABILITY_MSRS.map(|index| kvm_msr_entry { index, ..Default::default() });
+    let mut msrs = Msrs::from_entries(&entries).map_err(|error| anyhow!("{error:?}"))?;
+    let read = kvm.get_msrs(&mut msrs).context("KVM does not tell its VMX capabilities (KVM_GET_MSRS)")?;
+    ensure!(read == entries.len(), "KVM does not tell VMX capability MSR {:#x}", vmx::CAPABILITY_MSRS[read]);
+    let mut values = [0; vmx::CAPABILITY_MSRS.len()];
+    for (value, entry) in values.iter_mut().zip(msrs.as_slice()) {
+        *value = entry.data;
+    }
+    Ok(vmx::Capabilities::new(values))
 }
 
 fn set_up(
@@ -298,11 +341,12 @@ fn set_up(
     set_lapic_register(&mut lapic, APIC_SPURIOUS);
     fd.set_lapic(&lapic).context("KVM_SET_LAPIC")?;
 
-    let msrs = [(MSR_VM_HSAVE_PA, area.host_save), (0x277, state.pat)].map(|(index, data)| kvm_msr_entry {
-        index,
-        data,
-        ..Default::default()
-    });
+    let own = match state.isa {
+        Isa::Svm => (MSR_VM_HSAVE_PA, area.host_save),
+        Isa::Vmx => (vmx::MSR_FEATURE_CONTROL, vmx::FEATURE_CONTROL),
+    };
+    let msrs =
+        [own, (0x277, state.pat)].map(|(index, data)| kvm_msr_entry { index, data, ..Default::default() });
     let list = Msrs::from_entries(&msrs).map_err(|error| anyhow!("{error:?}"))?;
     let written = fd.set_msrs(&list).context("KVM_SET_MSRS")?;
     ensure!(written == msrs.len(), "KVM refuses MSR {:#x}", msrs[written].index);

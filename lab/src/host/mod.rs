@@ -111,7 +111,7 @@ impl Host<Intel> {
     /// takes half a minute to boot.
     pub fn intel(kernel: Kernel) -> Self {
         // Its readiness is a matter of minutes if others keep the processors busy.
-        Self::new(Intel::default(), kernel).boot_limit(Duration::from_secs(400))
+        Self::new(Intel::default(), kernel).boot_limit(Duration::from_secs(900))
     }
 
     /// Memory in MiB.
@@ -182,7 +182,7 @@ impl<E: Emulator> Host<E> {
         self
     }
 
-    /// How long the host may take to boot, by the clock of this machine; 2 minutes for AMD and 400 seconds for Intel unless
+    /// How long the host may take to boot, by the clock of this machine; 2 minutes for AMD and 15 for Intel unless
     /// set, which leaves a busy machine time. Then it is a [`Failure::Hang`].
     pub fn boot_limit(mut self, limit: Duration) -> Self {
         self.limits.boot = limit;

@@ -3,6 +3,8 @@
 
 use anyhow::{Context, Result};
 
+use exitregs_common::isa::Isa;
+
 use super::Script;
 
 /// A script that the program carries.
@@ -23,6 +25,16 @@ impl Builtin {
         serde_json::from_str(self.json)
             .with_context(|| format!("lab/scripts/{}.json is not a script", self.name))
     }
+
+    /// Whether it can run on an instruction set.
+    pub fn is_for(&self, isa: Isa) -> bool {
+        self.script().is_ok_and(|script| script.check(isa).is_ok())
+    }
+}
+
+/// Those that can run on an instruction set.
+pub fn builtins(isa: Isa) -> impl Iterator<Item = &'static Builtin> {
+    BUILTIN.iter().filter(move |builtin| builtin.is_for(isa))
 }
 
 macro_rules! builtin {
@@ -49,6 +61,7 @@ builtin!(
     "pio",
     "svm",
     "two-guests",
+    "vmx",
 );
 
 #[cfg(test)]
@@ -59,7 +72,17 @@ mod tests {
     fn every_one_is_possible() {
         for builtin in BUILTIN {
             let script = builtin.script().unwrap();
-            script.check().unwrap_or_else(|invalid| panic!("{}: {invalid}", builtin.name));
+            // All run on both, but those with the name of one.
+            for isa in [Isa::Svm, Isa::Vmx] {
+                let other =
+                    [Isa::Svm, Isa::Vmx].into_iter().find(|other| *other != isa).map(|isa| isa.to_string());
+                assert_eq!(
+                    script.check(isa).is_ok(),
+                    Some(builtin.name) != other.as_deref(),
+                    "{}",
+                    builtin.name
+                );
+            }
             assert!(!script.description.is_empty() && !script.description.contains('\n'), "{}", builtin.name);
         }
     }

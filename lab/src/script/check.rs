@@ -5,7 +5,9 @@ use std::fmt;
 use std::ops::RangeInclusive;
 
 use crate::guest::layout::{LARGE_PAGE, MAPPED, MEMORY_LIMIT, PAGE, WAKE_VECTOR};
-use crate::guest::svm;
+use crate::guest::vendor;
+
+use exitregs_common::isa::Isa;
 
 use super::{Access, Finish, Guest, Hole, Number, Op, Script, Selection, Step};
 
@@ -45,11 +47,11 @@ impl fmt::Display for Invalid {
 impl std::error::Error for Invalid {}
 
 impl Script {
-    /// Checks that the guest can do all of it.
+    /// Checks that the guest can do all of it on a processor with this instruction set.
     ///
     /// # Errors
     /// For the first step that it cannot do.
-    pub fn check(&self) -> Result<(), Invalid> {
+    pub fn check(&self, isa: Isa) -> Result<(), Invalid> {
         for (index, guest) in self.guests.iter().enumerate() {
             let refuse = |why: String| Err(Invalid { place: format!("guest {index}"), why });
             if let Some(msr) = beyond(&guest.intercept_msrs, u32::MAX.into()) {
@@ -59,7 +61,8 @@ impl Script {
                 return refuse(format!("{port} is no port: the last one is 0xffff"));
             }
         }
-        let mut check = Check { script: self, path: Vec::new(), holes: 0, steps: 0, running: Vec::new() };
+        let mut check =
+            Check { isa, script: self, path: Vec::new(), holes: 0, steps: 0, running: Vec::new() };
         check.steps(&self.steps, None, 1)
     }
 }
@@ -73,6 +76,7 @@ fn beyond(selection: &Selection, last: u64) -> Option<Number> {
 }
 
 struct Check<'a> {
+    isa: Isa,
     script: &'a Script,
     path: Vec<usize>,
     holes: u64,
@@ -120,6 +124,15 @@ impl<'a> Check<'a> {
             return self.refuse(format!("the operation decides the value of {name}"));
         }
         self.operands(&step.op)?;
+        let only = match step.op {
+            Op::Svm(_) | Op::VmrunInvalid { .. } => Isa::Svm,
+            Op::Vmx(_) | Op::VmlaunchInvalid { .. } => Isa::Vmx,
+            _ => self.isa,
+        };
+        if only != self.isa {
+            let name = only.to_string().to_uppercase();
+            return self.refuse(format!("this needs a processor with {name}"));
+        }
         match block {
             None => {
                 if step.l1.is_some() {
@@ -235,10 +248,11 @@ impl<'a> Check<'a> {
     }
 
     fn l2(&mut self, step: &'a Step, block: InBlock<'a>, copies: u64, last: bool) -> Checked {
-        let intercepted = svm::is_intercepted(&step.op, block.guest);
+        let intercepted = vendor::is_intercepted(self.isa, &step.op, block.guest);
         match step.op {
             Op::L2 { .. } => return self.refuse("L2 has no guests"),
             Op::VmrunInvalid { .. } => return self.refuse("only L1 executes VMRUN"),
+            Op::VmlaunchInvalid { .. } => return self.refuse("only L1 executes VMLAUNCH"),
             Op::Svm(_) if !intercepted => {
                 return self.refuse(format!(
                     "guest {} has SVM instructions only if L1 intercepts them",
@@ -265,7 +279,9 @@ impl<'a> Check<'a> {
             _ => {}
         }
         let Some(reaction) = &step.l1 else { return Ok(()) };
-        if !intercepted {
+        // What L1 can intercept by SVM, it may not be able to by VMX: then L2 has no such exit there.
+        let intercepts = intercepted || vendor::is_intercepted(Isa::Svm, &step.op, block.guest);
+        if !intercepts {
             return self.refuse(format!("L1 does not intercept that of guest {}", block.index));
         }
         if step.op == Op::TripleFault {
@@ -313,7 +329,7 @@ mod tests {
     fn check(guests: &str, steps: &str) -> Result<(), String> {
         let text = format!(r#"{{"description": "", "guests": [{guests}], "steps": [{steps}]}}"#);
         let script: Script = serde_json::from_str(&text).map_err(|error| error.to_string())?;
-        script.check().map_err(|invalid| invalid.to_string())
+        script.check(Isa::Svm).map_err(|invalid| invalid.to_string())
     }
 
     fn l2(steps: &str) -> String {

@@ -19,7 +19,7 @@
 //!         ]
 //!     }"#,
 //! )?;
-//! script.check()?;
+//! script.check(exitregs_common::isa::Isa::Svm)?;
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
@@ -28,7 +28,7 @@ mod check;
 mod number;
 mod random;
 
-pub use builtin::{BUILTIN, Builtin};
+pub use builtin::{BUILTIN, Builtin, builtins};
 pub use check::{CONTROL_PORTS, Invalid, control_port};
 pub use number::{Number, Value};
 pub use random::random;
@@ -325,6 +325,13 @@ pub enum Op {
         /// What is wrong with it.
         defect: Defect,
     },
+    /// VMCLEAR, VMPTRLD, VMPTRST, VMREAD, VMWRITE, VMXON, INVEPT or INVVPID. (VMX)
+    Vmx(VmxOp),
+    /// VMLAUNCH of a VMCS that it refuses. (VMX)
+    VmlaunchInvalid {
+        /// What is wrong with it.
+        defect: VmcsDefect,
+    },
     /// L1 runs an L2 guest until it has done `steps`, which it ends by a hypercall from which L1 does not return to it.
     L2 {
         /// Which of the script's guests.
@@ -348,6 +355,21 @@ pub enum SvmOp {
     Clgi,
     Invlpga,
     Skinit,
+}
+
+/// An instruction of VMX other than VMLAUNCH, VMRESUME, VMCALL and VMXOFF.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[expect(missing_docs, reason = "each is the instruction of that name")]
+pub enum VmxOp {
+    Vmclear,
+    Vmptrld,
+    Vmptrst,
+    Vmread,
+    Vmwrite,
+    Vmxon,
+    Invept,
+    Invvpid,
 }
 
 /// How L2 uses a page.
@@ -386,6 +408,23 @@ pub enum Defect {
     NoVmrunIntercept,
     /// RAX is not the address of a page: #GP.
     Unaligned,
+}
+
+/// Why VMLAUNCH fails. SDM Vol. 3C "VM Entries".
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum VmcsDefect {
+    /// More CR3-target values than there are: VMLAUNCH fails with error 7.
+    Control,
+    /// The CS selector of the host is 0: VMLAUNCH fails with error 8.
+    Host,
+    /// Bit 1 of the guest's RFLAGS is clear: the VM entry fails, which is a VM exit for L1.
+    Guest,
+}
+
+impl VmcsDefect {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Control, Self::Host, Self::Guest];
 }
 
 /// What L1 does about an exit of L2.

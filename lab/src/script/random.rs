@@ -9,9 +9,10 @@ use rand_chacha::ChaCha8Rng;
 
 use super::{
     Access, Defect, Exception, Finish, Guest, Hole, Intercept, Number, Op, Reaction, Registers, Script,
-    Selection, Step, SvmOp, Value,
+    Selection, Step, SvmOp, Value, VmcsDefect, VmxOp,
 };
-use crate::guest::svm;
+use crate::guest::vendor;
+use exitregs_common::isa::Isa;
 
 /// MSRs that KVM handles, one that it may pass through, and some that do not exist.
 const MSRS: [u64; 8] = [0x10, 0x1b, 0x200, 0x201, 0x277, 0xc000_0102, 0xc001_0015, 0xdead_0000];
@@ -23,11 +24,11 @@ const PORTS: [u16; 6] = [0x21, 0x4d0, 0x60, 0x80, 0x3f8, 0xcf8];
 /// The guest of the script's that has everything intercepted.
 const ALL: usize = 1;
 
-/// The script of this number, with about so many instructions: the same one each time.
+/// The script of this number for an instruction set, with about so many instructions: the same one each time.
 ///
 /// Of its guests, the first has no exits but those that L1 always gets, the second has all, the third has some.
-pub fn random(seed: u64, ops: u32) -> Script {
-    let mut random = Random { rng: ChaCha8Rng::seed_from_u64(seed), left: i64::from(ops), holes: 0 };
+pub fn random(seed: u64, ops: u32, isa: Isa) -> Script {
+    let mut random = Random { isa, rng: ChaCha8Rng::seed_from_u64(seed), left: i64::from(ops), holes: 0 };
     let guests = random.guests();
     let mut steps = Vec::new();
     while random.left > 0 {
@@ -43,6 +44,7 @@ pub fn random(seed: u64, ops: u32) -> Script {
 }
 
 struct Random {
+    isa: Isa,
     rng: ChaCha8Rng,
     /// Instructions still wanted.
     left: i64,
@@ -89,6 +91,8 @@ impl Random {
             return self.block(guests, guest, running);
         }
         let op = match self.below(8) {
+            0 if self.isa == Isa::Vmx => Op::Vmx(self.one(&VMX)),
+            1 if self.isa == Isa::Vmx => Op::VmlaunchInvalid { defect: self.one(&VmcsDefect::ALL) },
             0 => Op::Svm(self.one(&[SvmOp::Vmload, SvmOp::Vmsave, SvmOp::Stgi, SvmOp::Clgi, SvmOp::Invlpga])),
             1 => Op::VmrunInvalid {
                 defect: self.one(&[
@@ -125,6 +129,7 @@ impl Random {
                 let (access, hole) = self.one(&FAULTS);
                 Op::NestedPageFault { access, hole }
             }
+            1 if self.isa == Isa::Vmx => Op::Vmx(self.one(&VMX)),
             1 if guest == ALL => Op::Svm(self.one(&[
                 SvmOp::Vmload,
                 SvmOp::Vmsave,
@@ -140,10 +145,12 @@ impl Random {
         };
         let op = match op {
             // QEMU's TCG (7.2) aborts on a write of CR8 while an interrupt window is open.
-            Op::WriteCr { cr: 8, .. } if !svm::is_intercepted(&op, &guests[guest]) => Op::ReadCr { cr: 8 },
+            Op::WriteCr { cr: 8, .. } if !vendor::is_intercepted(self.isa, &op, &guests[guest]) => {
+                Op::ReadCr { cr: 8 }
+            }
             op => op,
         };
-        let intercepted = svm::is_intercepted(&op, &guests[guest]);
+        let intercepted = vendor::is_intercepted(self.isa, &op, &guests[guest]);
         let mut step = self.step(op);
         if intercepted && self.chance(70) {
             let own = match self.below(10) {
@@ -239,6 +246,17 @@ impl Random {
         of.choose(&mut self.rng).expect("not empty").clone()
     }
 }
+
+const VMX: [VmxOp; 8] = [
+    VmxOp::Vmclear,
+    VmxOp::Vmptrld,
+    VmxOp::Vmptrst,
+    VmxOp::Vmread,
+    VmxOp::Vmwrite,
+    VmxOp::Vmxon,
+    VmxOp::Invept,
+    VmxOp::Invvpid,
+];
 
 const FAULTS: [(Access, Hole); 5] = [
     (Access::Read, Hole::Absent),

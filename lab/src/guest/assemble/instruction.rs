@@ -6,8 +6,9 @@ use iced_x86::code_asm::*;
 use super::super::layout::{PAGE, slot};
 use super::super::signal::Signal;
 use super::{Assembler, Block, END_OF_BLOCK, Emit, Level};
-use crate::script::{Access, Op, SvmOp, Value};
+use crate::script::{Access, Op, SvmOp, Value, VmxOp};
 use crate::truth::Handled;
+use exitregs_common::isa::Isa;
 
 impl<'a> Assembler<'a> {
     pub(super) fn l2_block(&mut self, block: &Block<'a>) -> Emit {
@@ -80,6 +81,8 @@ impl<'a> Assembler<'a> {
                 }
             }
             Op::TripleFault => self.a.lidt(ptr(self.slot(slot::EMPTY_IDTR)))?,
+            Op::Vmx(op) => self.vmx_operands(level, *op)?,
+            Op::VmlaunchInvalid { defect } => self.select_invalid(*defect)?,
             _ => {}
         }
         // HLT with STI before it. An emulator that is interrupted itself in between may forget that STI holds interrupts
@@ -96,6 +99,9 @@ impl<'a> Assembler<'a> {
             }
         }
         self.begin(level, id)?;
+        if let Op::VmlaunchInvalid { .. } = op {
+            return self.vmlaunch_invalid(id);
+        }
         if retry.is_some() {
             self.a.sti()?;
         }
@@ -114,7 +120,10 @@ impl<'a> Assembler<'a> {
             Op::Rdmsr { .. } => a.rdmsr(),
             Op::Wrmsr { .. } => a.wrmsr(),
             Op::Cpuid { .. } => a.cpuid(),
-            Op::Hypercall { .. } => a.vmmcall(),
+            Op::Hypercall { .. } => match self.options.isa {
+                Isa::Svm => a.vmmcall(),
+                Isa::Vmx => a.vmcall(),
+            },
             Op::In { port, size, immediate } => match (size, immediate) {
                 (1, true) => a.in_(al, u32::from(*port)),
                 (2, true) => a.in_(ax, u32::from(*port)),
@@ -183,6 +192,17 @@ impl<'a> Assembler<'a> {
                 SvmOp::Skinit => a.skinit(),
             },
             Op::VmrunInvalid { .. } => a.vmrun(),
+            Op::Vmx(op) => match op {
+                VmxOp::Vmclear => a.vmclear(qword_ptr(rsi)),
+                VmxOp::Vmptrld => a.vmptrld(qword_ptr(rsi)),
+                VmxOp::Vmptrst => a.vmptrst(qword_ptr(rsi)),
+                VmxOp::Vmread => a.vmread(qword_ptr(rsi), rdi),
+                VmxOp::Vmwrite => a.vmwrite(rdi, qword_ptr(rsi)),
+                VmxOp::Vmxon => a.vmxon(qword_ptr(rsi)),
+                VmxOp::Invept => a.invept(rdi, xmmword_ptr(rsi)),
+                VmxOp::Invvpid => a.invvpid(rdi, xmmword_ptr(rsi)),
+            },
+            Op::VmlaunchInvalid { .. } => unreachable!("it has code around it"),
             Op::L2 { .. } => unreachable!("a block is no instruction"),
         }
     }

@@ -3,16 +3,15 @@
 
 use std::mem::offset_of;
 
-use exitregs_common::svm::ExitCode;
 use iced_x86::code_asm::*;
 
-use super::super::layout::{PAGE, WAKE_VECTOR, saved};
-use super::super::log::Record;
+use super::super::layout::{PAGE, WAKE_VECTOR};
+use super::super::log::Failure;
 use super::super::signal::Signal;
 use super::super::site::Next;
-use super::super::svm;
+use super::super::vendor;
 use super::{Assembler, Block, END_OF_BLOCK, Emit, L2Step, Level};
-use crate::script::{Access, Finish, Op, Reaction, Registers, Step, SvmOp, Value};
+use crate::script::{Access, Finish, Hole, Op, Reaction, Registers, Step, SvmOp, Value};
 use crate::truth::Handled;
 
 pub(super) const X2APIC_EOI: u64 = 0x80b;
@@ -116,13 +115,18 @@ impl<'a> Assembler<'a> {
             let Op::NestedPageFault { hole, .. } = item.step.op else { continue };
             self.set_hole(guest, item.hole.expect("given out above"), Some(hole))?;
         }
+        if block.steps.iter().any(|item| item.hole.is_some()) {
+            self.extension.flush(self)?;
+        }
         self.set_l2_rip(guest, block_start)?;
 
         let returns: Vec<L2Step<'a>> = block
             .steps
             .iter()
             .copied()
-            .filter(|item| svm::expected(&item.step.op, Some(&script.guests[guest])).reaches_l1())
+            .filter(|item| {
+                vendor::expected(self.options.isa, &item.step.op, Some(&script.guests[guest])).reaches_l1()
+            })
             .collect();
         self.records += block.steps.len() as u64;
         let end = block.end;
@@ -145,8 +149,8 @@ impl<'a> Assembler<'a> {
         }
         self.records = outer_records + self.records * u64::from(repeat) + 2;
         if let Some(end) = end {
-            self.enter(guest)?;
-            self.expect(guest, end, ExitCode::VMMCALL)?;
+            self.extension.enter(self, guest)?;
+            self.expect(guest, end, vendor::hypercall(self.options.isa))?;
         }
         Ok(())
     }
@@ -175,7 +179,8 @@ impl<'a> Assembler<'a> {
                 Access::Read | Access::Write => pending.site.gpa = Some(page + PAGE / 2),
             }
         }
-        if let Some(Reaction { finish: Finish::Inject(_), .. }) = step.l1 {
+        let reaches_l1 = matches!(pending.site.handled, Some(Handled::Reflected | Handled::Forced));
+        if let (Some(Reaction { finish: Finish::Inject(_), .. }), true) = (&step.l1, reaches_l1) {
             pending.site.next = Next::L1Injects;
         }
         if step.op == Op::TripleFault {
@@ -187,14 +192,14 @@ impl<'a> Assembler<'a> {
     /// Runs L2 up to a step that comes back to L1, and does what the script says about it.
     pub(super) fn l2_return(&mut self, guest: usize, item: L2Step<'a>) -> Emit {
         let script = self.options.script;
-        let expected = svm::expected(&item.step.op, Some(&script.guests[guest]));
+        let expected = vendor::expected(self.options.isa, &item.step.op, Some(&script.guests[guest]));
         if expected.handled == Some(Handled::Forced) {
-            return self.l2_halt(guest, item);
+            return self.extension.halt(self, guest, item);
         }
-        self.enter(guest)?;
+        self.extension.enter(self, guest)?;
         self.expect(guest, item.site, expected.reason.expect("what is reflected has a reason"))?;
         if item.step.op == Op::TripleFault {
-            return self.reset_l2(guest);
+            return self.extension.reset(self, guest);
         }
         let default = Reaction::default();
         let reaction = match &item.step.l1 {
@@ -208,56 +213,55 @@ impl<'a> Assembler<'a> {
             Finish::Skip(registers) => {
                 for (register, value) in registers.array().into_iter().enumerate() {
                     if let Some(value) = value {
-                        self.set_l2_register(guest, register, value)?;
+                        self.extension.set_l2_register(self, guest, register, value)?;
                     }
                 }
                 let (_, resume) = self.labels(item.site);
                 self.set_l2_rip(guest, resume)?;
             }
-            Finish::Inject(exception) => self.inject(guest, exception)?,
+            Finish::Inject(exception) => self.extension.inject(self, guest, exception)?,
             Finish::Map => self.set_hole(guest, item.hole.expect("checked: only a page fault maps"), None)?,
         }
         Ok(())
     }
 
-    /// L2 halts without L1 intercepting that; an interrupt, pending since before VMRUN, brings it back to L1. It may do so
-    /// before the HLT, if L0 was interrupted itself right after L2's STI: then once more.
-    pub(super) fn l2_halt(&mut self, guest: usize, item: L2Step<'a>) -> Emit {
-        let Op::Hlt { sleep_us } = item.step.op else { unreachable!("only HLT is left by force") };
-        let rip = self.l2_rip(guest);
-        let (instruction, resume) = self.labels(item.site);
-        let mut again = self.a.create_label();
-        let mut done = self.a.create_label();
-        let mut fine = self.a.create_label();
+    /// The exit must be that of this site, for this reason.
+    fn expect(&mut self, guest: usize, site: u32, reason: u32) -> Emit {
+        self.a.mov(edx, site)?;
+        self.a.mov(ebx, reason)?;
+        let pending = self.pending(site);
+        match (pending.elsewhere, pending.instruction) {
+            (Some(address), _) => self.a.mov(rcx, address)?,
+            (None, instruction) => self.a.lea(rcx, ptr(instruction))?,
+        }
+        self.a.call(self.check[guest])
+    }
 
-        self.a.set_label(&mut again)?;
-        self.arm_wake_up(sleep_us)?;
-        self.enter(guest)?;
-        // At the HLT or after it; whatever else is a failure.
-        self.a.mov(edx, item.site)?;
-        self.a.mov(ebx, ExitCode::INTR.0)?;
-        self.a.lea(rcx, ptr(instruction))?;
-        self.a.cmp(rip, rcx)?;
-        self.a.je(fine)?;
-        self.a.lea(rcx, ptr(resume))?;
-        self.a.set_label(&mut fine)?;
-        self.a.call(self.check[guest])?;
-        self.glue(&Step::new(Op::Svm(SvmOp::Stgi)))?;
-        self.a.sti()?;
-        self.a.nop()?;
-        self.a.cli()?;
-        // L2 goes on with interrupts disabled: the next one may be pending when it does.
-        self.disable_l2_interrupts(guest)?;
-        self.a.lea(rcx, ptr(resume))?;
-        self.a.cmp(rip, rcx)?;
-        self.a.je(done)?;
-        // The record that L2 opened is void: it opens another one.
-        self.a.mov(r9, qword_ptr(self.guest(guest).registers + saved::R9))?;
-        self.a.mov(qword_ptr(r9 + offset_of!(Record, state) as i32), Record::VOID as i32)?;
-        self.set_l2_rip(guest, item.retry)?;
-        self.a.jmp(again)?;
-        self.a.set_label(&mut done)?;
-        self.a.zero_bytes()
+    /// Notes that an exit is not the expected one: RAX its reason, RBX the expected reason, RCX the RIP, RDX the site.
+    pub(super) fn unexpected_exit(&mut self) -> Emit {
+        let kind = qword_ptr(self.failure(offset_of!(Failure, kind)));
+        self.a.mov(kind, Failure::UNEXPECTED_EXIT as i32)?;
+        for (register, place) in [
+            (rdx, offset_of!(Failure, site)),
+            (rbx, offset_of!(Failure, expected_code)),
+            (rcx, offset_of!(Failure, expected_rip)),
+            (rax, offset_of!(Failure, code)),
+        ] {
+            self.a.mov(qword_ptr(self.failure(place)), register)?;
+        }
+        Ok(())
+    }
+
+    /// L2 goes on there.
+    pub(super) fn set_l2_rip(&mut self, guest: usize, label: CodeLabel) -> Emit {
+        self.a.lea(rax, ptr(label))?;
+        self.extension.set_l2_rip(self, guest)
+    }
+
+    fn set_hole(&mut self, guest: usize, index: u64, hole: Option<Hole>) -> Emit {
+        let address = self.options.layout.holes + index * PAGE;
+        self.a.mov(rax, vendor::nested_entry(self.options.isa, address, hole))?;
+        self.a.mov(qword_ptr(self.guest(guest).hole_entry(index)), rax)
     }
 }
 

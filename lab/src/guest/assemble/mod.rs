@@ -14,21 +14,28 @@
 //! | r14 | turns done |
 //! | r15 | the end of the log |
 //!
-//! r12, r14 and r15 mean the same at both levels: VMRUN and #VMEXIT leave them alone.
+//! r12, r14 and r15 mean the same at both levels: VM entries and VM exits leave them alone.
 //!
-//! Parts: `l1`, what L1 does for the script; `svm`, how it runs an L2; `instruction`, how one is executed at either level;
+//! Parts: `l1`, what L1 does for the script; `extension`, what it does by `svm` or `vmx`, such as running an L2; `instruction`, how one is executed at either level;
 //! `record`, what is noted about it; `handlers`, of exceptions and of the interrupt that ends a HLT.
 
+mod extension;
 mod handlers;
 mod instruction;
 mod l1;
 mod record;
 mod svm;
+mod vmx;
 
 use iced_x86::code_asm::*;
 use iced_x86::{BlockEncoderOptions, IcedError};
 
+use exitregs_common::isa::Isa;
+
 use crate::script::{Op, Script, Step, SvmOp};
+
+use self::extension::Extension;
+use self::vmx::Routines;
 
 use super::layout::{GuestLayout, VcpuLayout, WAKE_VECTOR, slot};
 use super::log::Record;
@@ -53,6 +60,8 @@ pub struct Options<'a> {
     pub script: &'a Script,
     /// The vCPU's index.
     pub vcpu: u32,
+    /// The instruction set that guests run by.
+    pub isa: Isa,
     /// Its memory.
     pub layout: &'a VcpuLayout,
     /// The control registers at the start, by number.
@@ -93,8 +102,10 @@ pub fn assemble(options: Options<'_>, base: u64) -> Result<Code, IcedError> {
         sites: Vec::new(),
         blocks: Vec::new(),
         holes: 0,
-        gif_may_be_clear: clears_gif(&options.script.steps),
+        gif_may_be_clear: options.isa == Isa::Svm && any_step(&options.script.steps, &clears_gif),
+        extension: extension::of(options.isa),
         check: Vec::new(),
+        vmx: Routines::default(),
         fail: CodeLabel::default(),
         to_die: options.die_midway.then(|| count(&options.script.steps) / 2),
         records: 4,
@@ -118,8 +129,20 @@ fn count(steps: &[Step]) -> u64 {
         .sum()
 }
 
-fn clears_gif(steps: &[Step]) -> bool {
-    steps.iter().any(|step| matches!(step.op, Op::L2 { .. } | Op::VmrunInvalid { .. } | Op::Svm(SvmOp::Clgi)))
+fn clears_gif(step: &Step) -> bool {
+    matches!(step.op, Op::L2 { .. } | Op::VmrunInvalid { .. } | Op::Svm(SvmOp::Clgi))
+}
+
+/// Whether a predicate holds for a step, or for one within it.
+fn any_step(steps: &[Step], predicate: &impl Fn(&Step) -> bool) -> bool {
+    steps.iter().any(|step| {
+        let within = match &step.op {
+            Op::L2 { steps, .. } => any_step(steps, predicate),
+            _ => false,
+        };
+        let reaction = step.l1.as_ref().is_some_and(|reaction| any_step(&reaction.steps, predicate));
+        predicate(step) || within || reaction
+    })
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -166,8 +189,11 @@ struct Assembler<'a> {
     holes: u64,
     /// Whether the global interrupt flag may be clear in L1.
     gif_may_be_clear: bool,
+    extension: &'static dyn Extension,
     /// By guest: checks its exit against RBX (code), RCX (RIP); RDX is the site.
     check: Vec<CodeLabel>,
+    /// VMX's.
+    vmx: Routines,
     fail: CodeLabel,
     /// Instructions of the script until the VM is to end.
     to_die: Option<u64>,
@@ -202,6 +228,7 @@ impl<'a> Assembler<'a> {
         self.a.mov(r15, layout.log)?;
         self.a.xor(r14, r14)?;
         self.a.mov(r12, u64::from(self.options.repeat))?;
+        self.extension.start(self)?;
 
         let mut turn = self.a.create_label();
         self.a.set_label(&mut turn)?;
@@ -230,9 +257,7 @@ impl<'a> Assembler<'a> {
         self.signal(Level::L1, Signal::Done, None)?;
         self.halt()?;
 
-        for guest in 0..self.check.len() {
-            self.check_routine(guest)?;
-        }
+        self.extension.routines(self)?;
         let mut fail = self.fail;
         self.a.set_label(&mut fail)?;
         self.fail = fail;

@@ -9,7 +9,7 @@ use super::super::layout::slot;
 use super::super::log::Record;
 use super::super::signal::Signal;
 use super::super::site::{self, Instruction, Next, Site};
-use super::super::svm::{self, Expected};
+use super::super::vendor::{self, Expected};
 use super::{Assembler, Emit, Level, Pending};
 use crate::script::{Op, Step, Value};
 
@@ -26,6 +26,7 @@ impl Assembler<'_> {
         let id = u32::try_from(self.sites.len()).expect("fewer than 2^32 instructions fit in memory");
         let pending = Pending {
             site: Site {
+                isa: self.options.isa,
                 instruction,
                 guest,
                 before: None,
@@ -49,7 +50,7 @@ impl Assembler<'_> {
     /// A site for a step, with its register values.
     pub(super) fn step_site(&mut self, step: &Step, guest: Option<usize>) -> u32 {
         let script = self.options.script;
-        let expected = svm::expected(&step.op, guest.map(|guest| &script.guests[guest]));
+        let expected = vendor::expected(self.options.isa, &step.op, guest.map(|guest| &script.guests[guest]));
         let id = self.site(Instruction::Op(step.op.clone()), guest, expected);
         let before = site::before(step, self.options.vcpu, id, self.options.layout, self.options.cr);
         self.pending(id).site.before = Some(before);
