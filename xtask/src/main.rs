@@ -5,6 +5,7 @@ mod bench;
 mod demo;
 mod dist;
 mod lab;
+mod patches;
 mod setup;
 mod test;
 
@@ -30,6 +31,7 @@ enum Command {
     Lab(lab::Arguments),
     Dist(dist::Arguments),
     Bench(bench::Arguments),
+    Patches(patches::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -41,6 +43,7 @@ fn main() -> ExitCode {
         Command::Lab(arguments) => lab::run(arguments),
         Command::Dist(arguments) => dist::run(&arguments),
         Command::Bench(arguments) => bench::run(&arguments),
+        Command::Patches(arguments) => patches::run(&arguments),
     };
     result.unwrap_or_else(|error| {
         eprintln!("xtask: {error:#}");
