@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: MIT
 //! A copy of kernel sources to patch and build. Files that are not patched are hard links to the unpacked package's;
-//! what is built goes to the folder `build` inside, to which kbuild refers by relative paths only: so a copy of it in
-//! another tree is still up to date there.
+//! what is built goes to the folder `build` inside, from which kbuild refers to the sources by relative paths: so a copy of it
+//! in another tree is still up to date there.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::thread;
+use std::time::SystemTime;
 
 use anyhow::{Context, Result, bail, ensure};
 
@@ -102,7 +103,12 @@ impl Tree {
         fs::remove_dir_all(self.build_folder())?;
         copy(&["--archive", "--reflink=auto"], &from.build_folder(), &self.build_folder())?;
         fs::remove_file(self.build_folder().join(except))
-            .with_context(|| format!("cannot remove {except} from a copy of {}", from.folder.display()))
+            .with_context(|| format!("cannot remove {except} from a copy of {}", from.folder.display()))?;
+        // objtool and its like know where they lie, and so are made again; then all objects would be, for being older.
+        let tools = Path::new("build/tools");
+        let time = fs::metadata(from.folder.join(tools).join("objtool/objtool"))?.modified()?;
+        self.make(&["prepare"])?;
+        set_times(&self.folder.join(tools), time)
     }
 
     /// Removes what linking the kernel leaves: half a gigabyte that is of no use any more.
@@ -178,6 +184,22 @@ impl Tree {
         }
         Ok(text)
     }
+}
+
+/// Sets the time of modification of every file below a folder.
+fn set_times(folder: &Path, time: SystemTime) -> Result<()> {
+    for entry in fs::read_dir(folder).with_context(|| format!("cannot list {}", folder.display()))? {
+        let entry = entry?;
+        let kind = entry.file_type()?;
+        if kind.is_dir() {
+            set_times(&entry.path(), time)?;
+        } else if kind.is_file() {
+            File::open(entry.path())
+                .and_then(|file| file.set_modified(time))
+                .with_context(|| format!("cannot set the time of {}", entry.path().display()))?;
+        }
+    }
+    Ok(())
 }
 
 fn copy(options: &[&str], from: &Path, to: &Path) -> Result<()> {
