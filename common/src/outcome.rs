@@ -40,9 +40,14 @@ impl Outcome {
             && injected.is_valid()
             && injected.event_type() == EventType::Exception
             && !vectoring(exit).is_valid();
-        // On VMX the RIP of the exit may be unknown; that KVM wrote a new one, while nobody but KVM
-        // could, tells as much.
+        // On VMX the RIP of the exit may be unknown. That KVM wrote one, while nobody but KVM could, tells as much
+        // where all that KVM does is to skip the instruction; an emulated one it may also begin again.
         let l0_alone = exit.entry_time == exit.next_entry_time;
+        let is_skipped = match Detail::of(exit) {
+            Detail::Msr { .. } | Detail::Hypercall { .. } | Detail::Cpuid { .. } => true,
+            Detail::Io(access) => !access.is_string,
+            Detail::None | Detail::Unknown => false,
+        };
         let stays = if rips_known { exit.entry.rip == exit.exit.guest_rip } else { exit.rip_written == 0 };
         if is_exception && stays {
             return Self::Exception(injected);
@@ -50,6 +55,7 @@ impl Outcome {
         if !rips_known
             && exit.exit.isa == Isa::Vmx as u32
             && l0_alone
+            && is_skipped
             && exit.rip_written != 0
             && !is_exception
         {

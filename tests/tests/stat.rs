@@ -34,6 +34,9 @@ fn describe(suite: &mut Suite) -> Result<()> {
         a_duration(boot);
         without_admin(boot);
     }
+    let boot = suite.boot("6.12 on Intel", suite::intel(Kernel::Stock6_12)?);
+    every_script(boot, Isa::Vmx);
+    without_admin(boot);
     Ok(())
 }
 

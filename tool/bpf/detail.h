@@ -76,14 +76,15 @@ static __always_inline __u64 exit_detail(struct kvm_vcpu *vcpu, __u8 kind, __u8 
 	}
 }
 
-static __always_inline __u64 vmx_lazy_detail(struct kvm_vcpu *vcpu, __u8 kind, __u64 detail)
+static __always_inline __u64 vmx_lazy_detail(struct kvm_vcpu *vcpu, __u8 kind, __u64 detail, __u32 exit_reason,
+					     bool was_nested, const bool direct)
 {
-	struct kvm_exit exit = {};
+	struct kvm_exit exit = { .exit_reason = exit_reason };
 	__u32 unknown = UNKNOWN(kvm_exit, info1);
 
 	if (isa == ISA_SVM || (kind != DETAIL_IO && kind != DETAIL_MSR_IMMEDIATE))
 		return detail;
-	vmx_lazy_exit(vcpu, &exit, &unknown);
+	vmx_known_at_entry(vcpu, &exit, &unknown, was_nested && !vcpu_is_nested(vcpu, direct));
 	return unknown & UNKNOWN(kvm_exit, info1) ? DETAIL_UNKNOWN : exit.info1;
 }
 

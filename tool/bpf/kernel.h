@@ -107,6 +107,18 @@ union vmx_exit_reason {
 
 struct nested_vmx {
 	__u64 current_vmptr;
+	struct vmcs12 *cached_vmcs12;
+};
+
+/* arch/x86/kvm/vmx/vmcs12.h: what L1 reads and writes by VMREAD and VMWRITE */
+struct vmcs12 {
+	__u64 exit_qualification;
+	__u64 guest_rip;
+	__u32 vm_exit_reason;
+	__u32 vm_exit_intr_info;
+	__u32 vm_exit_intr_error_code;
+	__u32 vm_entry_intr_info_field;
+	__u32 vm_entry_exception_error_code;
 };
 
 struct vcpu_vmx {

@@ -164,13 +164,15 @@ static __always_inline int on_entry(struct kvm_vcpu *vcpu, const bool direct)
 	state->exit_time = 0;
 
 	if (filter_at_entry) {
-		vmx_lazy_exit(vcpu, &state->exit, &state->unknown);
+		vmx_known_at_entry(vcpu, &state->exit, &state->unknown,
+				   state->key.is_nested && !vcpu_is_nested(vcpu, direct));
 		if (state->unknown & filter_at_entry)
 			__sync_fetch_and_add(&counters.undecided, 1);
 		if (!exit_selected(&state->exit))
 			return 0;
 	}
-	state->key.detail = vmx_lazy_detail(vcpu, state->kind, state->key.detail);
+	state->key.detail = vmx_lazy_detail(vcpu, state->kind, state->key.detail, state->key.exit_reason,
+					    state->key.is_nested, direct);
 
 	value = stat_value(state);
 	if (!value)

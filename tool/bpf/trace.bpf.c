@@ -103,7 +103,8 @@ static __always_inline int on_exit(struct kvm_vcpu *vcpu, const bool direct)
 	return 0;
 }
 
-static __always_inline void read_entry(struct kvm_vcpu *vcpu, struct exit_record *record, bool nested,
+/* `by_l1`: L1 has run since the exit, and now runs this L2 again. */
+static __always_inline void read_entry(struct kvm_vcpu *vcpu, struct exit_record *record, bool nested, bool by_l1,
 				       const bool direct)
 {
 	struct kvm_entry *entry = &record->entry;
@@ -134,7 +135,12 @@ static __always_inline void read_entry(struct kvm_vcpu *vcpu, struct exit_record
 		record->rip_written = vmx_lazy_bits(vcpu, regs_dirty) >> REG_RIP & 1;
 		if (!(vmx_lazy_bits(vcpu, regs_avail) >> REG_RIP & 1))
 			unknown |= UNKNOWN(kvm_entry, rip);
-		if (vcpu_read(vcpu, arch.exception.injected, direct)) {
+		if (by_l1) {
+			entry->intr_info = vmcs12_read(vcpu, vm_entry_intr_info_field);
+			if (has_error_code(entry->intr_info))
+				entry->error_code = vmcs12_read(vcpu, vm_entry_exception_error_code);
+			unknown &= ~(UNKNOWN(kvm_entry, intr_info) | UNKNOWN(kvm_entry, error_code));
+		} else if (vcpu_read(vcpu, arch.exception.injected, direct)) {
 			entry->intr_info = INTR_INFO_EXCEPTION | vcpu_read(vcpu, arch.exception.vector, direct);
 			unknown &= ~UNKNOWN(kvm_entry, intr_info);
 		}
@@ -146,10 +152,10 @@ static __always_inline void read_entry(struct kvm_vcpu *vcpu, struct exit_record
 
 /* `record` was open and its guest is entered: ends it. */
 static __always_inline void end(struct kvm_vcpu *vcpu, struct exit_record *record, __u64 now, bool nested,
-				const bool direct)
+				bool by_l1, const bool direct)
 {
 	record->entry_time = now;
-	read_entry(vcpu, record, nested, direct);
+	read_entry(vcpu, record, nested, by_l1, direct);
 	send(record);
 	record->exit_time = 0;
 }
@@ -176,7 +182,7 @@ static __always_inline int on_entry(struct kvm_vcpu *vcpu, const bool direct)
 		record = &state->open[last];
 		record->next_entry_time = now;
 		if (isa == ISA_VMX)
-			vmx_lazy_exit(vcpu, &record->exit, &record->exit_unknown);
+			vmx_known_at_entry(vcpu, &record->exit, &record->exit_unknown, last > 0 && !nested);
 		if (filter_at_entry) {
 			if (record->exit_unknown & filter_at_entry)
 				__sync_fetch_and_add(&counters.undecided, 1);
@@ -185,7 +191,7 @@ static __always_inline int on_entry(struct kvm_vcpu *vcpu, const bool direct)
 		}
 		/* Nothing of L1 ran since: the L2 that is entered is the one that left. */
 		if (record->exit_time && (last == 0 || nested))
-			end(vcpu, record, now, nested, direct);
+			end(vcpu, record, now, nested, false, direct);
 		if (last > 0)
 			return 0;
 	}
@@ -197,7 +203,7 @@ static __always_inline int on_entry(struct kvm_vcpu *vcpu, const bool direct)
 			return 0;
 		record = &state->open[slot];
 		if (record->exit_time && record->nested_state == l2)
-			end(vcpu, record, now, nested, direct);
+			end(vcpu, record, now, nested, true, direct);
 	}
 	return 0;
 }

@@ -151,6 +151,73 @@ static __always_inline void vmx_lazy_exit(struct kvm_vcpu *vcpu, struct kvm_exit
 	}
 }
 
+/* Of VMX, bit 11 of an interruption information: there is an error code. */
+#define INTR_INFO_ERROR_CODE (1U << 11)
+#define INTR_INFO_VALID (1U << 31)
+
+static __always_inline bool has_error_code(__u32 intr_info)
+{
+	return (intr_info & (INTR_INFO_VALID | INTR_INFO_ERROR_CODE)) == (INTR_INFO_VALID | INTR_INFO_ERROR_CODE);
+}
+
+#define vmcs12_read(vcpu, member) ({							\
+	struct vmcs12 *vmcs12 = container_read(vcpu, vcpu_vmx, nested.cached_vmcs12);	\
+	BPF_CORE_READ(vmcs12, member);							\
+})
+
+enum {
+	VMX_EXCEPTION_NMI = 0,
+	VMX_EXTERNAL_INTERRUPT = 1,
+	VMX_EPT_VIOLATION = 48,
+	VMX_EPT_MISCONFIG = 49,
+};
+
+/*
+ * An L2 exit that L0 reflects to L1: vmcs12 holds it for L1 to read. To be called at L1's entry after it. An exit with
+ * another reason has been forced: then vmcs12 says nothing of this one.
+ */
+static __always_inline void vmx_reflected_exit(struct kvm_vcpu *vcpu, struct kvm_exit *exit, __u32 *unknown)
+{
+	struct vcpu_vmx___vt *newer = (void *)vcpu;
+	bool vt = bpf_core_field_exists(newer->vt.exit_reason);
+	__u32 intr_info;
+
+	if (vmcs12_read(vcpu, vm_exit_reason) != exit->exit_reason)
+		return;
+	intr_info = vmcs12_read(vcpu, vm_exit_intr_info);
+	/* L0 has handled an exception of L2, and an NMI for L1 came then: but for the event, that is the same reason. */
+	if (exit->exit_reason == VMX_EXCEPTION_NMI &&
+	    intr_info != (vt ? container_read(vcpu, vcpu_vmx___vt, vt.exit_intr_info)
+			     : container_read(vcpu, vcpu_vmx, exit_intr_info)))
+		return;
+	exit->guest_rip = vmcs12_read(vcpu, guest_rip);
+	*unknown &= ~UNKNOWN(kvm_exit, guest_rip);
+	switch (exit->exit_reason) {
+	case VMX_EXTERNAL_INTERRUPT:	/* it may be another one, for L1 */
+	case VMX_EPT_MISCONFIG:
+		return;
+	case VMX_EPT_VIOLATION:
+		/* What L1 gets is made for its own tables. KVM has read the processor's, at first. */
+		exit->info1 = vt ? container_read(vcpu, vcpu_vmx___vt, vt.exit_qualification)
+				 : container_read(vcpu, vcpu_vmx, exit_qualification);
+		*unknown &= ~UNKNOWN(kvm_exit, info1);
+		return;
+	}
+	exit->info1 = vmcs12_read(vcpu, exit_qualification);
+	exit->intr_info = intr_info;
+	exit->error_code = has_error_code(intr_info) ? vmcs12_read(vcpu, vm_exit_intr_error_code) : 0;
+	*unknown &= ~(UNKNOWN(kvm_exit, info1) | UNKNOWN(kvm_exit, intr_info) | UNKNOWN(kvm_exit, error_code));
+}
+
+/* `to_l1`: an L2 exit, and the entry is L1's. */
+static __always_inline void vmx_known_at_entry(struct kvm_vcpu *vcpu, struct kvm_exit *exit, __u32 *unknown, bool to_l1)
+{
+	if (to_l1)
+		vmx_reflected_exit(vcpu, exit, unknown);
+	else
+		vmx_lazy_exit(vcpu, exit, unknown);
+}
+
 /* All of kvm_exit that is known at the exit; returns which fields are not. */
 static __always_inline __u32 read_exit(struct kvm_vcpu *vcpu, struct kvm_exit *exit, bool nested,
 				       const bool direct)
