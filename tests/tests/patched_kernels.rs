@@ -1,0 +1,161 @@
+// SPDX-License-Identifier: MIT
+//! Kernels with the series of `patches/`, booted: their events are what `common/` says, KVM's selftests, the series' own
+//! among them, pass as before, and the code that enters the guest is the same as without.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use exitregs_common::event::{Event, Field, HEADER_SIZE, KvmEntry, KvmExit, KvmNestedPageFault};
+use exitregs_lab::host::{Base, Built, Command, Host, Kernel, Outcome, Patches, Status};
+use exitregs_lab::selftests::Selftests;
+
+const PATCHED: fn(Base) -> Built = |base| Built { base, patches: Patches::All };
+const PLAIN: fn(Base) -> Built = |base| Built { base, patches: Patches::None };
+
+/// The series' own selftest.
+const OWN: &str = "nested_tracepoints_test";
+/// Selftests with nested guests, on SVM, that both bases have.
+const NESTED: [&str; 7] = [
+    "nested_exceptions_test",
+    "hyperv_svm_test",
+    "smm_test",
+    "state_test",
+    "svm_int_ctl_test",
+    "svm_nested_shutdown_test",
+    "svm_vmcall_test",
+];
+
+/// A field line of a `format` file: type, name, offset, size, signed.
+type Line = (String, String, usize, usize, bool);
+
+/// The lines of a `format` file, but for those that every event has.
+fn lines(format: &str) -> Vec<Line> {
+    let parse = |line: &str| -> Option<Line> {
+        let mut parts = line.trim().split(';').map(str::trim);
+        let (c_type, name) = parts.next()?.strip_prefix("field:")?.rsplit_once(' ')?;
+        let mut number = |name| parts.next()?.strip_prefix(name)?.parse::<usize>().ok();
+        Some((
+            c_type.to_owned(),
+            name.to_owned(),
+            number("offset:")?,
+            number("size:")?,
+            number("signed:")? != 0,
+        ))
+    };
+    let lines: Vec<_> = format.lines().filter_map(parse).collect();
+    lines.into_iter().filter(|(_, name, ..)| !name.starts_with("common_")).collect()
+}
+
+/// What the lines have to be, on a kernel whose event lacks the fields `absent`: the others move up.
+fn expected(fields: &[Field], absent: &[&str]) -> Vec<Line> {
+    for name in absent {
+        assert!(fields.iter().any(|field| field.name == *name && field.optional), "{name} may not be absent");
+    }
+    let mut end = HEADER_SIZE;
+    let mut lines = Vec::new();
+    for field in fields.iter().filter(|field| !absent.contains(&field.name)) {
+        let offset = end.next_multiple_of(field.size);
+        end = offset + field.size;
+        lines.push((field.c_type.to_owned(), field.name.to_owned(), offset, field.size, false));
+    }
+    lines
+}
+
+fn format_of<E: Event>(outcome: &Outcome, absent: &[&str]) {
+    let path = format!("/sys/kernel/tracing/events/kvm/{}/format", E::NAME);
+    let text = String::from_utf8(outcome.files.read(&path).unwrap()).unwrap();
+    assert_eq!(lines(&text), expected(E::FIELDS, absent), "{}:\n{text}", E::NAME);
+    // What `perf script` and `trace-cmd report` print by.
+    for field in E::FIELDS.iter().filter(|field| field.is_common()) {
+        assert!(text.contains(&format!("REC->{}", field.name)), "{} is not printed:\n{text}", field.name);
+    }
+}
+
+/// Boots a kernel and runs the selftests; their statuses by name.
+fn selftests(kernel: Built, programs: &[PathBuf]) -> (BTreeMap<String, Status>, Outcome) {
+    let mut host = Host::amd(Kernel::Built(kernel)).get("/sys/kernel/tracing/events/kvm/*/format");
+    let mut commands = Vec::new();
+    for program in programs {
+        let inside = Path::new("/opt").join(program.file_name().unwrap());
+        host = host.file(program, &inside);
+        commands.push(Command::new([inside.to_str().unwrap()]));
+    }
+    let outcome = host.run_each(commands).unwrap();
+    assert_eq!(outcome.kernel_warnings(), [""; 0], "{}", outcome.kernel_log);
+    let names = programs.iter().map(|path| path.file_name().unwrap().to_string_lossy().into_owned());
+    let statuses = names.zip(outcome.commands.iter().map(|command| command.status)).collect();
+    (statuses, outcome)
+}
+
+fn events_and_selftests(base: Base, absent_exit: &[&str], absent_entry: &[&str]) {
+    let programs = {
+        let tree = PATCHED(base).tree().unwrap();
+        let names: Vec<_> = [OWN].into_iter().chain(NESTED).collect();
+        Selftests::new(&tree).unwrap().build(&names).unwrap()
+    };
+    let (mut patched, outcome) = selftests(PATCHED(base), &programs);
+    format_of::<KvmExit>(&outcome, absent_exit);
+    format_of::<KvmEntry>(&outcome, absent_entry);
+    format_of::<KvmNestedPageFault>(&outcome, &[]);
+
+    let (mut plain, _) = selftests(PLAIN(base), &programs);
+    let said = || outcome.commands[0].stdout_text() + &outcome.commands[0].stderr_text();
+    assert_eq!(patched.remove(OWN), Some(Status::Code(0)), "{}", said());
+    let without = plain.remove(OWN).unwrap();
+    assert!(matches!(without, Status::Code(code) if code != 0), "{OWN} without the patches: {without}");
+    assert_eq!(patched, plain);
+    assert!(patched.values().filter(|status| status.success()).count() >= 4, "{patched:?}");
+}
+
+#[test]
+fn v6_12_has_the_events_and_passes_the_selftests() {
+    events_and_selftests(Base::V6_12, &["requests"], &["intr_info", "error_code"]);
+}
+
+/// The instructions of a function in an object file of a kernel, without what depends on where it lies.
+fn instructions(kernel: Built, object: &str, function: &str) -> Vec<String> {
+    let tree = kernel.tree().unwrap();
+    let output = std::process::Command::new("objdump")
+        .args(["--disassemble", "--reloc", "--no-show-raw-insn", "--no-addresses"])
+        .arg(tree.build_folder().join("arch/x86/kvm").join(object))
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let text = String::from_utf8(output.stdout).unwrap();
+    let mut lines = text.lines().skip_while(|line| *line != format!("<{function}>:")).skip(1);
+    lines
+        .by_ref()
+        .take_while(|line| !line.is_empty())
+        .map(|line| {
+            let words: Vec<_> = line.split_whitespace().map(|word| unplaced(word, function)).collect();
+            words.join(" ")
+        })
+        .collect()
+}
+
+/// A word of the disassembly, without the offset from anything but the function itself.
+fn unplaced<'a>(word: &'a str, function: &str) -> &'a str {
+    let inside = word.trim_matches(['<', '>']);
+    match inside.split_once('+') {
+        Some((symbol, _)) if symbol != function => symbol,
+        _ => inside,
+    }
+}
+
+fn same_code(base: Base) {
+    for (object, function) in [("svm/svm.o", "svm_vcpu_run"), ("vmx/vmx.o", "vmx_vcpu_run")] {
+        let plain = instructions(PLAIN(base), object, function);
+        let patched = instructions(PATCHED(base), object, function);
+        assert!(plain.len() > 100, "{function}: {plain:#?}");
+        assert!(
+            plain.iter().any(|line| line.contains("kvm_exit")),
+            "{function} does not call the tracepoint: {plain:#?}"
+        );
+        assert_eq!(plain, patched, "{function}");
+    }
+}
+
+#[test]
+fn untraced_exits_of_v6_12_run_the_same_instructions() {
+    same_code(Base::V6_12);
+}
