@@ -15,6 +15,30 @@ pub const EXCEPTION: &str = "kvm_inj_exception";
 pub const HYPERCALLS: [(&str, Abi); 3] =
     [("kvm_hypercall", Abi::Kvm), ("kvm_hv_hypercall", Abi::HyperV), ("kvm_xen_hypercall", Abi::Xen)];
 
+/// The event of a new thread or process, of the system `task`: it tells whose thread a vCPU's is.
+pub const NEW_TASK: &str = "task_newtask";
+/// `CLONE_THREAD` of clone(2).
+const CLONE_THREAD: u64 = 0x1_0000;
+
+/// The system of an event.
+pub fn system(event: &str) -> &'static str {
+    if event == NEW_TASK { "task" } else { "kvm" }
+}
+
+/// What a record says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Said {
+    /// Something about a vCPU.
+    Vcpu(What),
+    /// The thread has started another.
+    NewTask {
+        /// The other's pid.
+        pid: u32,
+        /// It is of the same process; else it is one.
+        is_thread: bool,
+    },
+}
+
 /// How the records of one event are read.
 #[derive(Debug, Clone)]
 enum Decoder {
@@ -24,6 +48,7 @@ enum Decoder {
     NestedEntry { l2: Place, event: Place },
     Exception { vector: Place, has_error: Place, error_code: Place },
     Hypercall(Abi),
+    NewTask { pid: Place, flags: Place },
 }
 
 /// How the records of all events are read, by the running kernel's `format` files.
@@ -81,6 +106,11 @@ impl Events {
                 decoders.push((Format::parse(&text)?.id.into(), name, Decoder::Hypercall(abi)));
             }
         }
+        if let Some(text) = format(NEW_TASK) {
+            let task = Format::parse(&text)?;
+            let new = Decoder::NewTask { pid: place(&task, "pid")?, flags: place(&task, "clone_flags")? };
+            decoders.push((task.id.into(), NEW_TASK, new));
+        }
         Ok(Self { decoders, kind, thread, unknown })
     }
 
@@ -100,7 +130,7 @@ impl Events {
 
     /// The thread of a record and what it says. `None` inside: an event that is not ours. `None`: the record is too
     /// short for what it is.
-    pub fn decode(&self, record: &[u8]) -> Option<Option<(u32, What)>> {
+    pub fn decode(&self, record: &[u8]) -> Option<Option<(u32, Said)>> {
         let kind = self.kind.read(record)?;
         let Some((.., decoder)) = self.decoders.iter().find(|(id, ..)| *id == kind) else {
             return Some(None);
@@ -120,7 +150,12 @@ impl Events {
                     .map(|code| code as u32),
             },
             Decoder::Hypercall(abi) => What::Hypercall(*abi),
+            Decoder::NewTask { pid, flags } => {
+                let is_thread = flags.read(record)? & CLONE_THREAD != 0;
+                let said = Said::NewTask { pid: pid.read(record)? as u32, is_thread };
+                return Some(Some((self.thread.read(record)? as u32, said)));
+            }
         };
-        Some(Some((self.thread.read(record)? as u32, what)))
+        Some(Some((self.thread.read(record)? as u32, Said::Vcpu(what))))
     }
 }

@@ -114,17 +114,12 @@ impl Instance {
         if listed.is_empty() { Err(anyhow!("the selected VMs are gone")) } else { Ok(()) }
     }
 
-    /// Whether the kernel has an event of the system `kvm`.
-    pub fn has_event(&self, event: &str) -> bool {
-        self.file(&format!("events/kvm/{event}")).exists()
-    }
-
-    /// Enables an event of the system `kvm`.
+    /// Enables an event.
     ///
     /// # Errors
     /// The kernel refuses that.
-    pub fn enable(&self, event: &str) -> Result<()> {
-        self.set(&format!("events/kvm/{event}/enable"), "1")
+    pub fn enable(&self, system: &str, event: &str) -> Result<()> {
+        self.set(&format!("events/{system}/{event}/enable"), "1")
     }
 }
 

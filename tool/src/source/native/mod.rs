@@ -59,8 +59,10 @@ pub fn check(host: &Host) -> Result<Native, Unusable> {
             "run as root; if it is not mounted: mount -t tracefs nodev /sys/kernel/tracing",
         )
     })?;
-    let events = tracefs.join("events/kvm");
-    let format = |event: &str| std::fs::read_to_string(events.join(event).join("format")).ok();
+    let format = |event: &str| {
+        let path = tracefs.join("events").join(events::system(event)).join(event).join("format");
+        std::fs::read_to_string(path).ok()
+    };
     match Events::new(format) {
         Ok(events) => Ok(Native { tracefs, events }),
         Err(error @ FormatError::Missing(KvmExit::NAME)) => Err(unusable(

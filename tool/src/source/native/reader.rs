@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 //! The ring buffers of all CPUs as one stream by time.
 
-use super::events::Events;
+use super::events::{Events, Said};
 use super::instance::Instance;
 use super::page::{Page, PageFormat};
 use super::threads::Threads;
@@ -142,9 +142,16 @@ impl Reader {
                     let decoded = self.events.decode(record);
                     let decoded = decoded.ok_or_else(|| nonsense(&"a record is too short"))?;
                     cpu.last = time;
-                    if let Some((thread, what)) = decoded {
-                        let tgid = self.threads.process(thread, now);
-                        self.pending.push(Occurrence { time, thread, tgid, what });
+                    match decoded {
+                        Some((thread, Said::Vcpu(what))) => {
+                            // Asked now, before the thread ends; answered when all CPUs' events are here.
+                            self.threads.process(thread, now);
+                            self.pending.push(Occurrence { time, thread, tgid: 0, what });
+                        }
+                        Some((creator, Said::NewTask { pid, is_thread })) => {
+                            self.threads.started(creator, pid, is_thread, now);
+                        }
+                        None => {}
                     }
                 }
                 pages += 1;
@@ -162,7 +169,9 @@ impl Reader {
         // Each CPU's are in order: the sort merges these runs.
         self.pending.sort_by_key(|occurrence| occurrence.time);
         let end = self.pending.partition_point(|occurrence| occurrence.time < until);
-        for occurrence in self.pending.drain(..end) {
+        let now = Instant::now();
+        for mut occurrence in self.pending.drain(..end) {
+            occurrence.tgid = self.threads.process(occurrence.thread, now);
             pairing.take(&occurrence);
         }
     }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 //! A running trace of the kernel's own events: set up, read, taken down.
 
-use super::events::{EXCEPTION, Events, HYPERCALLS, NESTED_ENTRY};
+use super::events::{EXCEPTION, Events, HYPERCALLS, NESTED_ENTRY, NEW_TASK, system};
 use super::instance::Instance;
 use super::reader::Reader;
 use crate::analysis::pairing::{Pairing, Record};
@@ -52,7 +52,7 @@ impl Session {
             instance.set_filter(KvmNestedPageFault::NAME, &filter.to_string())?;
         }
 
-        let mut wanted = vec![NESTED_ENTRY];
+        let mut wanted = vec![NEW_TASK, NESTED_ENTRY];
         if selection.nested_page_faults {
             wanted.push(KvmNestedPageFault::NAME);
         }
@@ -63,7 +63,7 @@ impl Session {
             wanted.extend([KvmEntry::NAME, KvmExit::NAME]);
         }
         for event in wanted.into_iter().filter(|event| names.contains(event)) {
-            instance.enable(event)?;
+            instance.enable(system(event), event)?;
         }
         let pairing = Pairing::new(unknown, selection.hypercall_abi_l2);
         Ok(Self { reader, instance, pairing, vms: selection.vms.clone() })

@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 /// A pid may be another thread's after this.
 const VALID: Duration = Duration::from_secs(1);
 
-/// Thread groups by thread, looked up in /proc when a thread is first seen, and now and then again.
+/// Thread groups by thread: told when the thread was started, or looked up in /proc when it is first seen, and now and
+/// then again.
 #[derive(Debug, Default)]
 pub struct Threads {
     known: HashMap<u32, (u32, Instant)>,
@@ -29,6 +30,14 @@ impl Threads {
                 }
                 process
             }
+        }
+    }
+
+    /// `creator` has started a thread of its process, or a process.
+    pub fn started(&mut self, creator: u32, pid: u32, is_thread: bool, now: Instant) {
+        let process = if is_thread { self.process(creator, now) } else { pid };
+        if process != 0 {
+            self.known.insert(pid, (process, now));
         }
     }
 
@@ -63,6 +72,9 @@ mod tests {
         let now = Instant::now();
         assert_eq!(threads.process(std::process::id(), now), std::process::id());
         assert_eq!(threads.process(gone, now), 0);
+        threads.started(8, 9, false, now);
+        threads.started(9, gone, true, now);
+        assert_eq!(threads.process(gone, now), 9, "its process is told though it is gone");
         // Even later: what was known stays known.
         threads.known.insert(gone, (7, now));
         assert_eq!(threads.process(gone, now + 2 * VALID), 7);
