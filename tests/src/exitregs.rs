@@ -5,11 +5,6 @@ use nix::sys::signal::Signal;
 
 use crate::scenario::{Process, Scenario};
 
-/// What `trace` says when it begins.
-pub const TRACING: &str = "tracing by the bpf source";
-/// What `stat` says when it begins.
-pub const COUNTING: &str = "counting by the bpf source";
-
 /// `exitregs` with these arguments, called `name` in the scenario.
 pub fn exitregs<'a>(name: &str, arguments: impl IntoIterator<Item = &'a str>) -> Process {
     Process::new(name, ["exitregs"].into_iter().chain(arguments))
@@ -38,8 +33,8 @@ pub fn while_running(
             scenario = scenario.start(process);
         }
         for name in &names {
-            // What `trace` and `stat` both say.
-            scenario = scenario.wait_for(name, "by the bpf source");
+            // What `trace` and `stat` both say, whichever source it is.
+            scenario = scenario.wait_for(name, " source with ");
         }
         scenario = between(scenario);
         for name in &names {

@@ -15,6 +15,7 @@ use crate::suite::Played;
 #[expect(missing_docs, reason = "the members are those of tool/src/output/json.rs")]
 pub struct Exit {
     pub time_ns: u64,
+    #[serde(deserialize_with = "zero_if_null")]
     pub vm: u32,
     pub vm_name: String,
     pub vcpu: u32,
@@ -218,6 +219,11 @@ fn hex<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
     let text = String::deserialize(deserializer)?;
     let number = text.strip_prefix("0x").and_then(|digits| u64::from_str_radix(digits, 16).ok());
     number.ok_or_else(|| serde::de::Error::custom(format!("{text:?} is no number in hexadecimal")))
+}
+
+/// The pid of a VM that the source did not know.
+fn zero_if_null<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error> {
+    Ok(Option::deserialize(deserializer)?.unwrap_or(0))
 }
 
 fn hex_or_null<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Error> {
