@@ -67,11 +67,18 @@ fn main() -> ExitCode {
 fn describe(suite: &mut Suite) -> Result<()> {
     for kernel in Kernel::STOCK {
         let boot = suite.boot(kernel.to_string(), suite::host(kernel)?.smp(2));
-        selected(boot, "views", views());
-        selected(boot, "options", options());
-        selected(boot, "random filters", random_filters(counts().pick(11, 330)));
+        selected_by(boot, "bpf");
     }
+    let patched = "v6.12+patched";
+    selected_by(suite.boot(patched, suite::host(patched.parse()?)?.smp(2)), "native");
     Ok(())
+}
+
+/// All cases, with exits from a source.
+fn selected_by(boot: &mut Boot, source: &'static str) {
+    selected(boot, "views", views(), source);
+    selected(boot, "options", options(), source);
+    selected(boot, "random filters", random_filters(counts().pick(11, 330)), source);
 }
 
 /// Every view, at each level and at both.
@@ -133,23 +140,25 @@ fn random_filters(count: u64) -> Vec<Case> {
 }
 
 /// Runs the cases, some at once, while a guest does a bit of everything.
-fn selected(boot: &mut Boot, name: &str, cases: Vec<Case>) {
+fn selected(boot: &mut Boot, name: &str, cases: Vec<Case>, source: &'static str) {
     let several = cases.len() > AT_ONCE;
     for (number, cases) in cases.chunks(AT_ONCE).enumerate() {
         let name = if several { format!("{name}, {number}") } else { name.to_owned() };
-        at_once(boot, &name, cases.to_vec());
+        at_once(boot, &name, cases.to_vec(), source);
     }
 }
 
-fn at_once(boot: &mut Boot, name: &str, cases: Vec<Case>) {
+fn at_once(boot: &mut Boot, name: &str, cases: Vec<Case>, source: &str) {
+    let common = ["--source", source, "--buffer-size", "4"];
     let guest = Guest::random("guest", 4_000, 250).vcpus(2);
-    let mut processes = vec![trace("all", &["--buffer-size", "4"])];
+    let mut processes = vec![trace("all", &common)];
     for (number, case) in cases.iter().enumerate() {
         let options: Vec<_> = case.options.iter().map(String::as_str).collect();
-        processes.push(trace(&format!("trace-{number}"), &[&["--buffer-size", "4"], &options[..]].concat()));
+        processes.push(trace(&format!("trace-{number}"), &[&common, &options[..]].concat()));
     }
     // The programs that count have the same filters: one such for each boot.
-    let counted: Vec<_> = cases[0].options.iter().map(String::as_str).collect();
+    let counted: Vec<_> =
+        ["--source", source].into_iter().chain(cases[0].options.iter().map(String::as_str)).collect();
     processes.push(stat("stat", &counted));
     let run = guest.process();
     boot.test(
