@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, ensure};
 use exitregs_common::isa::Isa;
 use exitregs_lab::counts;
-use exitregs_lab::host::Kernel;
+use exitregs_lab::host::{Base, Built, Kernel, Patches};
 use exitregs_lab::script::builtins;
 use exitregs_tests::exitregs::{exitregs, trace, while_running};
 use exitregs_tests::guest::Guest;
@@ -15,6 +15,10 @@ use exitregs_tests::record::{self, Exit};
 use exitregs_tests::scenario::Scenario;
 use exitregs_tests::suite::{self, Boot, Played, Suite};
 use exitregs_tests::truth::{Extent, compare, covers_both_levels};
+
+/// How CAP_BPF and CAP_PERFMON alone let the programs read a KVM that is made of modules, and one that is built in.
+const CHECKED: &str = "checked reads (raw_tp)";
+const TYPED: &str = "typed pointers (tp_btf)";
 
 fn main() -> ExitCode {
     suite::main(describe)
@@ -27,7 +31,7 @@ fn describe(suite: &mut Suite) -> Result<()> {
         random_scripts(boot);
         several_vcpus(boot);
         two_vms_at_once(boot);
-        without_admin(boot);
+        without_admin(boot, CHECKED);
         lines_for_people(boot, Isa::Svm);
         file_of_its_owner(boot);
         a_million(boot);
@@ -35,8 +39,15 @@ fn describe(suite: &mut Suite) -> Result<()> {
     let boot = suite.boot("6.12 on Intel", suite::intel(Kernel::Stock6_12)?);
     named_scripts(boot, Isa::Vmx);
     random_scripts(boot);
-    without_admin(boot);
+    without_admin(boot, CHECKED);
     lines_for_people(boot, Isa::Vmx);
+    for base in Base::ALL {
+        let kernel = Kernel::Built(Built { base, patches: Patches::None });
+        let boot = suite.boot(kernel.to_string(), suite::host(kernel)?.smp(2));
+        named_scripts(boot, Isa::Svm);
+        random_scripts(boot);
+        without_admin(boot, TYPED);
+    }
     Ok(())
 }
 
@@ -104,15 +115,15 @@ fn two_vms_at_once(boot: &mut Boot) {
     });
 }
 
-/// With CAP_BPF and CAP_PERFMON alone the programs read the kernel in another way: with the same results.
-fn without_admin(boot: &mut Boot) {
+/// With CAP_BPF and CAP_PERFMON alone, whichever way the programs then read the kernel: the same results.
+fn without_admin(boot: &mut Boot, access: &'static str) {
     let guest = Guest::new("guest", "basic").vcpus(2).repeat(2);
     let process = trace("trace", &[]).unprivileged(&["bpf", "perfmon"]);
     let run = guest.process();
     let scenario = Scenario::new("with CAP_BPF and CAP_PERFMON only")
         .then(while_running(vec![process], |scenario| scenario.run(run)));
     boot.test(scenario, move |played| {
-        played.failed("trace", 0, &["checked reads (raw_tp)"])?;
+        played.failed("trace", 0, &[access])?;
         let truth = guest.truth(played)?;
         covers_both_levels(&truth)?;
         found_in(&record::exits(played, "trace")?, &guest, played).map(drop)
