@@ -199,7 +199,6 @@ pub const fn exit_code(intercept: Intercept) -> ExitCode {
         Intercept::ReadCr0 => ExitCode::READ_CR0,
         Intercept::ReadCr4 => ExitCode::READ_CR4,
         Intercept::ReadCr8 => ExitCode::READ_CR8,
-        Intercept::Skinit => ExitCode::SKINIT,
         Intercept::Stgi => ExitCode::STGI,
         Intercept::Clgi => ExitCode::CLGI,
         Intercept::Ud => ExitCode::EXCP_UD,
@@ -343,7 +342,6 @@ pub fn intercept(op: &Op) -> Option<Intercept> {
         Op::Svm(SvmOp::Stgi) => Intercept::Stgi,
         Op::Svm(SvmOp::Clgi) => Intercept::Clgi,
         Op::Svm(SvmOp::Invlpga) => Intercept::Invlpga,
-        Op::Svm(SvmOp::Skinit) => Intercept::Skinit,
         _ => return None,
     })
 }

@@ -85,7 +85,6 @@ pub enum Intercept {
     ReadCr0,
     ReadCr4,
     ReadCr8,
-    Skinit,
     Stgi,
     Clgi,
     /// The #UD exception.
@@ -354,6 +353,7 @@ pub enum SvmOp {
     Stgi,
     Clgi,
     Invlpga,
+    /// Of L1 only: Linux 7 clears L1's intercept of it, arch/x86/kvm/svm/nested.c.
     Skinit,
 }
 

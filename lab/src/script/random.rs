@@ -136,7 +136,6 @@ impl Random {
                 SvmOp::Stgi,
                 SvmOp::Clgi,
                 SvmOp::Invlpga,
-                SvmOp::Skinit,
             ])),
             2 => {
                 Op::Hypercall { nr: Value { base: self.below(20).into(), step: 1 << 32 }, args: self.args() }
@@ -266,7 +265,7 @@ const FAULTS: [(Access, Hole); 5] = [
     (Access::Execute, Hole::NoExecute),
 ];
 
-const INTERCEPTS: [Intercept; 22] = [
+const INTERCEPTS: [Intercept; 21] = [
     Intercept::Cpuid,
     Intercept::Hlt,
     Intercept::Invlpg,
@@ -279,7 +278,6 @@ const INTERCEPTS: [Intercept; 22] = [
     Intercept::ReadCr0,
     Intercept::ReadCr4,
     Intercept::ReadCr8,
-    Intercept::Skinit,
     Intercept::Stgi,
     Intercept::Clgi,
     Intercept::Ud,
