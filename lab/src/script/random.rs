@@ -130,13 +130,9 @@ impl Random {
                 Op::NestedPageFault { access, hole }
             }
             1 if self.isa == Isa::Vmx => Op::Vmx(self.one(&VMX)),
-            1 if guest == ALL => Op::Svm(self.one(&[
-                SvmOp::Vmload,
-                SvmOp::Vmsave,
-                SvmOp::Stgi,
-                SvmOp::Clgi,
-                SvmOp::Invlpga,
-            ])),
+            1 if guest == ALL => {
+                Op::Svm(self.one(&[SvmOp::Vmload, SvmOp::Vmsave, SvmOp::Stgi, SvmOp::Clgi, SvmOp::Invlpga]))
+            }
             2 => {
                 Op::Hypercall { nr: Value { base: self.below(20).into(), step: 1 << 32 }, args: self.args() }
             }
