@@ -31,8 +31,8 @@ const L2_REGISTERS: [(AsmRegister64, u64); 8] = [
     (r11, saved::R11),
 ];
 
-/// How long an L2's HLT takes unless the script says. An interrupt that is pending at the VM entry would end L2 at once,
-/// whatever its RFLAGS.IF: so it has to come later.
+/// How long an L2's HLT takes at least. An interrupt that is pending at the VM entry ends L2 at once, whatever its RFLAGS.IF:
+/// one that came sooner would never let L2 come to its HLT.
 const HALT_US: u32 = 2000;
 
 /// Records that [`Vmx::enter`] makes.
@@ -197,7 +197,7 @@ impl Extension for Vmx {
         let mut not_open = a.a.create_label();
 
         a.a.set_label(&mut again)?;
-        a.arm_wake_up(Some(sleep_us.unwrap_or(HALT_US)))?;
+        a.arm_wake_up(Some(sleep_us.unwrap_or_default().max(HALT_US)))?;
         self.enter(a, guest)?;
         a.a.mov(edx, item.site)?;
         a.a.mov(ebx, ExitReason::EXTERNAL_INTERRUPT.0)?;
