@@ -41,11 +41,15 @@ fn describe(suite: &mut Suite) -> Result<()> {
     random_scripts(boot);
     without_admin(boot, CHECKED);
     lines_for_people(boot, Isa::Vmx);
+    // QEMU (7.2) leaves the type of an injected event in EXITINTINFO when that is no longer valid, and Linux 7 then emulates
+    // no instruction: a random script that has L1 inject an exception may end there.
     for base in Base::ALL {
         let kernel = Kernel::Built(Built { base, patches: Patches::None });
         let boot = suite.boot(kernel.to_string(), suite::host(kernel)?.smp(2));
         named_scripts(boot, Isa::Svm);
-        random_scripts(boot);
+        if base != Base::Mainline {
+            random_scripts(boot);
+        }
         without_admin(boot, TYPED);
     }
     Ok(())
