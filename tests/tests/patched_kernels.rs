@@ -112,6 +112,11 @@ fn v6_12_has_the_events_and_passes_the_selftests() {
     events_and_selftests(Base::V6_12, &["requests"], &["intr_info", "error_code"]);
 }
 
+#[test]
+fn mainline_has_the_events_and_passes_the_selftests() {
+    events_and_selftests(Base::Mainline, &[], &[]);
+}
+
 /// The instructions of a function in an object file of a kernel, without what depends on where it lies.
 fn instructions(kernel: Built, object: &str, function: &str) -> Vec<String> {
     let tree = kernel.tree().unwrap();
@@ -158,4 +163,9 @@ fn same_code(base: Base) {
 #[test]
 fn untraced_exits_of_v6_12_run_the_same_instructions() {
     same_code(Base::V6_12);
+}
+
+#[test]
+fn untraced_exits_of_mainline_run_the_same_instructions() {
+    same_code(Base::Mainline);
 }
