@@ -45,6 +45,11 @@ pub fn detail(line: &Line) -> Option<Detail> {
     if is_last && line.exit_reason.as_deref() == ExitReason::IO_INSTRUCTION.name() {
         return Some(Detail::Unknown);
     }
+    operation(line)
+}
+
+/// The same, for a source that knows the exit qualification from the exit on.
+fn operation(line: &Line) -> Option<Detail> {
     let operands = &line.operands;
     Some(match line.instruction.as_str() {
         "rdmsr" | "wrmsr" => Detail::Msr { msr: operands.msr?, write: line.instruction == "wrmsr" },
@@ -231,7 +236,8 @@ impl<'a> Vcpu<'a> {
             same!("guest_rip", exit.exit.guest_rip, Some(line.rip));
         }
         same!("registers", exit.exit.registers(), line.before);
-        same!("detail", exit.detail, detail(line));
+        let knows = exit.exit.guest_rip.is_some();
+        same!("detail", exit.detail, if knows { operation(line) } else { detail(line) });
         let name = isa.exit_reason(exit.exit.exit_reason as u32).to_string();
         same!("exit_reason's name", Some(name), line.exit_reason);
         Ok(())
@@ -261,7 +267,7 @@ impl<'a> Vcpu<'a> {
                 other => other.is_some(),
             };
         let expected = match line.outcome {
-            _ if vmrun => Outcome::Unknown,
+            _ if vmrun || by_processor && entered == 2 => Outcome::Unknown,
             Did::Completed | Did::VmrunFailed if !shows => Outcome::Unknown,
             Did::Completed | Did::VmrunFailed if goes_on => Outcome::Completed,
             // L1 filled the hole, or did what it likes about a fetch.
