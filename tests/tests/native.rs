@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-//! The native source, on kernels with the patch series: against the ground truth, exit by exit and count by count; with
+//! The native source, on kernels with the patch series, on AMD and on Intel: against the ground truth, exit by exit and count by count; with
 //! filters that the kernel applies, and refuses; what it leaves behind, which is nothing; and what it loses, which it says.
 
 use std::collections::BTreeSet;
@@ -7,9 +7,11 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, ensure};
 use exitregs_common::flags::PageFaultError;
-use exitregs_common::isa::Isa;
+use exitregs_common::isa::{Isa, Level};
+use exitregs_common::view::View;
+use exitregs_common::vmx::EptViolation;
 use exitregs_lab::counts;
-use exitregs_lab::host::{Kernel, Status};
+use exitregs_lab::host::{Base, Built, Kernel, Patches, Status};
 use exitregs_lab::script::builtins;
 use exitregs_lab::truth::{Exits, Handled, Line};
 use exitregs_tests::exitregs::{exitregs, stat, trace, while_running};
@@ -21,31 +23,48 @@ use exitregs_tests::truth::{self, Extent, compare, compare_counts};
 use nix::sys::signal::Signal;
 use serde::Deserialize;
 
-/// What a nested guest's MSR accesses are selected by, on AMD.
-const MSR_OF_L2: &str = "exit_reason == 0x7c && is_nested == 1";
-
 fn main() -> ExitCode {
     suite::main(describe)
 }
 
 fn describe(suite: &mut Suite) -> Result<()> {
-    let name = "v6.12+patched";
-    let kernel: Kernel = name.parse()?;
-    let boot = suite.boot(name, suite::host(kernel)?.smp(2));
-    best_source(boot);
-    every_script(boot, counts().pick(3, 100));
-    counted(boot);
-    two_vms_at_once(boot);
-    msr_accesses_of_l2(boot);
-    counters(boot);
-    nested_page_faults(boot);
-    refused_filters(boot);
-    killed(boot);
-    a_full_ring_buffer(boot);
-    let newer = "mainline+patched";
-    // Not random ones on Linux 7: see tests/trace.rs.
-    every_script(suite.boot(newer, suite::host(newer.parse()?)?.smp(2)), 0);
+    for base in Base::ALL {
+        let kernel = Kernel::Built(Built { base, patches: Patches::All });
+        let amd = suite.boot(kernel.to_string(), suite::host(kernel)?.smp(2).program("perf"));
+        // Random scripts not on Linux 7: see tests/trace.rs.
+        let seeds = if base == Base::Mainline { 0 } else { counts().pick(3, 100) };
+        every_script(amd, Isa::Svm, seeds);
+        what_views_select(amd, Isa::Svm);
+        nested_page_faults(amd, Isa::Svm);
+        if base == Base::V6_12 {
+            best_source(amd);
+            counted(amd);
+            two_vms_at_once(amd);
+            refused_filters(amd);
+            killed(amd);
+            a_full_ring_buffer(amd);
+        }
+        let intel = suite.boot(format!("{kernel} on Intel"), suite::intel(kernel)?.program("perf"));
+        every_script(intel, Isa::Vmx, counts().pick(2, 50));
+        what_views_select(intel, Isa::Vmx);
+        nested_page_faults(intel, Isa::Vmx);
+    }
     Ok(())
+}
+
+/// A view's filter at a level, in the kernel's language.
+fn filter(view: &str, isa: Isa, level: Level) -> Result<String> {
+    let view = View::by_name(view).with_context(|| format!("there is no view {view}"))?;
+    Ok(view.filter(isa, Some(level)).to_string())
+}
+
+/// Whether a view selects the exits of a line.
+fn selects(view: &str, isa: Isa, line: &Line) -> bool {
+    let reason = line.exit_reason.as_deref().and_then(|name| isa.exit_reason_by_name(name));
+    let predicate = View::by_name(view).map(|view| view.predicate(isa));
+    predicate.zip(reason).is_some_and(|(predicate, reason)| {
+        predicate.reasons.iter().any(|(first, last)| (*first..=*last).contains(&reason))
+    })
 }
 
 fn native(name: &str, arguments: &[&str]) -> Process {
@@ -84,12 +103,13 @@ fn best_source(boot: &mut Boot) {
 }
 
 /// All four registers at exit and entry, L1 and L2, results and which L2 it was: as the bpf source is tested.
-fn every_script(boot: &mut Boot, seeds: u64) {
+fn every_script(boot: &mut Boot, isa: Isa, seeds: u64) {
     let mut guests: Vec<_> =
-        builtins(Isa::Svm).map(|script| Guest::new(script.name, script.name).repeat(2)).collect();
+        builtins(isa).map(|script| Guest::new(script.name, script.name).repeat(2)).collect();
     let ops = counts().pick(100, 400);
     guests.extend((0..seeds).map(|seed| Guest::random(format!("seed-{seed}"), 6_000 + seed, ops)));
-    if seeds > 0 {
+    if seeds > 0 && isa == Isa::Svm {
+        // The Intel host has one CPU.
         guests.push(Guest::random("vcpus", 7_000, 60).vcpus(2).repeat(2));
     }
     let all = guests.clone();
@@ -152,40 +172,84 @@ fn two_vms_at_once(boot: &mut Boot) {
     });
 }
 
-/// The MSR accesses of L2 that a script has, in their order.
-fn scripted_msr_accesses(lines: &[Line]) -> Vec<(Option<u64>, u64, u64)> {
-    let msr = |line: &&Line| line.level == 2 && line.exit_reason.as_deref() == Some("msr");
-    let lines = lines.iter().filter(msr).filter(|line| line.exits == Exits::Once);
+/// The exits of L2 that a view selects and a script has, in their order.
+fn scripted(view: &str, isa: Isa, lines: &[Line]) -> Vec<(Option<u64>, u64, u64)> {
+    let lines = lines.iter().filter(|line| line.level == 2 && line.exits == Exits::Once);
+    let lines = lines.filter(|line| selects(view, isa, line));
     lines.map(|line| (Some(line.rip), line.before.rcx, line.before.rax)).collect()
 }
 
-/// The filter that says what nobody could ask for before selects exactly these exits, in the kernel.
-fn msr_accesses_of_l2(boot: &mut Boot) {
-    let guest = Guest::new("guest", "msr").repeat(3);
-    let run = guest.process();
-    let traces = vec![
-        native("where", &["--where", MSR_OF_L2]),
-        native("view", &["--view", "msr", "--level", "l2"]),
-        native("none", &["--where", "exit_reason == 0x7c && is_nested == 1 && is_protected == 1"]),
-    ];
-    let scenario =
-        Scenario::new("MSR accesses of L2").then(while_running(traces, |scenario| scenario.run(run)));
-    boot.test(scenario, move |played| {
-        played.succeeded(&["guest", "where", "view", "none"])?;
-        let expected = scripted_msr_accesses(&guest.truth(played)?);
-        ensure!(expected.len() >= 10, "the script has only {} MSR accesses of L2", expected.len());
-        for name in ["where", "view"] {
-            let exits = record::exits(played, name)?;
-            let found: Vec<_> =
-                exits.iter().map(|exit| (exit.exit.guest_rip, exit.exit.rcx, exit.exit.rax)).collect();
-            ensure!(found == expected, "{name}: found {found:x?}\nexpected {expected:x?}");
+/// The filters that say what nobody could ask for before, for L2's MSR accesses and hypercalls, select exactly these exits: in
+/// `trace`, in counters of `stat`, and in two counters of `perf stat` at once.
+fn what_views_select(boot: &mut Boot, isa: Isa) {
+    const VIEWS: [(&str, &str, usize); 2] = [("msr", "msr", 10), ("hypercall", "hypercall", 5)];
+    let of_l2 = |view| filter(view, isa, Level::L2).expect("the views are there");
+    for (script, view, least) in VIEWS {
+        let guest = Guest::new("guest", script).repeat(3);
+        let run = guest.process();
+        let traces = vec![
+            native("where", &["--where", &of_l2(view)]),
+            native("view", &["--view", view, "--level", "l2"]),
+            native("none", &["--where", &format!("{} && is_protected == 1", of_l2(view))]),
+        ];
+        let scenario =
+            Scenario::new(format!("{view} of L2")).then(while_running(traces, |scenario| scenario.run(run)));
+        boot.test(scenario, move |played| {
+            played.succeeded(&["guest", "where", "view", "none"])?;
+            let expected = scripted(view, isa, &guest.truth(played)?);
+            ensure!(expected.len() >= least, "the script has only {} of them", expected.len());
+            for name in ["where", "view"] {
+                let exits = record::exits(played, name)?;
+                let found: Vec<_> =
+                    exits.iter().map(|exit| (exit.exit.guest_rip, exit.exit.rcx, exit.exit.rax)).collect();
+                ensure!(found == expected, "{name}: found {found:x?}\nexpected {expected:x?}");
+            }
+            ensure!(
+                record::exits(played, "none")?.is_empty(),
+                "a filter that selects nothing selected something"
+            );
+            Ok(())
+        });
+    }
+    counters(boot, isa);
+    perf_counters(boot, isa);
+}
+
+/// Two counters of `perf stat` on one event, each with its own filter.
+fn perf_counters(boot: &mut Boot, isa: Isa) {
+    let guest = Guest::new("guest", "basic").repeat(3);
+    const COUNTED: [(&str, Level); 2] = [("msr", Level::L2), ("hypercall", Level::L1)];
+    let mut perf: Vec<_> = ["perf", "stat", "-a", "-x", ",", "-o", "perf.csv"].map(str::to_owned).to_vec();
+    for (view, level) in COUNTED {
+        let filter = filter(view, isa, level).expect("the views are there");
+        perf.extend(["-e", "kvm:kvm_exit", "--filter", &filter].map(str::to_owned));
+    }
+    let process = Process { argv: [perf, vec!["--".to_owned()], guest.argv()].concat(), ..guest.process() };
+    boot.test(Scenario::new("perf stat with two filters").run(process), move |played| {
+        let truth = guest.truth(played)?;
+        let text = played.read("perf.csv")?;
+        let counts: Vec<u64> = text.lines().filter_map(|line| line.split(',').next()?.parse().ok()).collect();
+        ensure!(counts.len() == COUNTED.len(), "perf stat says\n{text}");
+        for ((view, level), count) in COUNTED.into_iter().zip(counts) {
+            let (least, most) = bounds(&truth, view, isa, level);
+            ensure!(
+                least > 0 && (least..=most).contains(&count),
+                "{view} at {level}: {count}, not {least} to {most}"
+            );
         }
-        ensure!(
-            record::exits(played, "none")?.is_empty(),
-            "a filter that selects nothing selected something"
-        );
         Ok(())
     });
+}
+
+/// How many exits a view selects at a level, by the truth.
+fn bounds(truth: &[Line], view: &str, isa: Isa, level: Level) -> (u64, u64) {
+    let lines = truth
+        .iter()
+        .filter(|line| Level::from_is_nested(line.level - 1) == level && selects(view, isa, line));
+    let counts = truth::counts(&lines.cloned().collect::<Vec<_>>(), false);
+    counts
+        .values()
+        .fold((0, 0), |(least, most), bounds| (least + bounds.least, most.saturating_add(bounds.most)))
 }
 
 /// What `stat --count-only --json` prints.
@@ -203,7 +267,7 @@ struct Counter {
 }
 
 /// Counters with different filters count at once.
-fn counters(boot: &mut Boot) {
+fn counters(boot: &mut Boot, isa: Isa) {
     let count = |name: &str, guest: &Guest, arguments: &[&str]| {
         let output = format!("{name}.json");
         let argv = guest.argv();
@@ -213,9 +277,10 @@ fn counters(boot: &mut Boot) {
     };
     let guests = [Guest::new("filters", "msr").repeat(3), Guest::new("views", "basic").repeat(3)];
     let [filters, views] = &guests;
-    let cpuid = "exit_reason == 0x72 && is_nested == 0";
-    let scenario = Scenario::new("perf counters")
-        .run(count("by-filter", filters, &["--where", MSR_OF_L2, "--where", cpuid]))
+    let wanted = [("msr", Level::L2), ("cpuid", Level::L1)];
+    let texts = wanted.map(|(view, level)| filter(view, isa, level).expect("the views are there"));
+    let scenario = Scenario::new("counters of stat")
+        .run(count("by-filter", filters, &["--where", &texts[0], "--where", &texts[1]]))
         .run(count("by-view", views, &["--view", "msr,cpuid,hypercall"]));
     boot.test(scenario, move |played| {
         played.succeeded(&["by-filter", "by-view"])?;
@@ -224,42 +289,45 @@ fn counters(boot: &mut Boot) {
             Ok(counts.counters)
         };
         let [filters, views] = &guests;
-        let scripted = |guest: &Guest, level: u8, reason: &str| -> Result<(u64, u64)> {
-            let bounds = truth::counts(&guest.truth(played)?, false);
-            let of = bounds.iter().filter(|((_, l, r, _), _)| *l == level && r == reason);
-            Ok(of.fold((0, 0), |(least, most), (_, b)| (least + b.least, most + b.most)))
-        };
-        let check = |counter: &Counter, (least, most): (u64, u64)| {
-            ensure!(
-                least > 0 && (least..=most).contains(&counter.count),
-                "{counter:?}: not {least} to {most}"
-            );
-            Ok(())
+        let check = |counter: &Counter, guest: &Guest, view: &str, level: Level| {
+            let (least, most) = bounds(&guest.truth(played)?, view, isa, level);
+            ensure!((least..=most).contains(&counter.count), "{counter:?}: not {least} to {most}");
+            Ok(least)
         };
         let by_filter = counts("by-filter")?;
-        ensure!(by_filter.len() == 2 && by_filter[0].filter.as_deref() == Some(MSR_OF_L2), "{by_filter:?}");
-        check(&by_filter[0], scripted(filters, 2, "msr")?)?;
-        let cpuid = scripted(filters, 1, "cpuid")?;
-        ensure!((cpuid.0..=cpuid.1).contains(&by_filter[1].count), "{by_filter:?}");
+        ensure!(by_filter.len() == 2, "{by_filter:?}");
+        for ((counter, text), (view, level)) in by_filter.iter().zip(&texts).zip(wanted) {
+            ensure!(counter.filter.as_ref() == Some(text), "{counter:?}: not {text}");
+            let least = check(counter, filters, view, level)?;
+            ensure!(least > 0 || view != "msr", "the script has no MSR accesses of L2");
+        }
         let by_view = counts("by-view")?;
         ensure!(by_view.len() == 6, "{by_view:?}");
         for counter in &by_view {
             let (view, level) = (counter.view.as_deref(), counter.level);
             let (view, level) = view.zip(level).context("a counter of no view or level")?;
-            check(counter, scripted(views, level, view)?)?;
+            let level = if level == 2 { Level::L2 } else { Level::L1 };
+            ensure!(check(counter, views, view, level)? > 0, "the script has none of {counter:?}");
         }
         Ok(())
     });
 }
 
 /// Each page fault that goes to L1 has its line, with L2's registers and what L1 is told; none is invented.
-fn nested_page_faults(boot: &mut Boot) {
+fn nested_page_faults(boot: &mut Boot, isa: Isa) {
+    let fetch = match isa {
+        Isa::Svm => PageFaultError::FETCH.bits(),
+        Isa::Vmx => EptViolation::ACC_INSTR.bits(),
+    };
     let guest = Guest::new("guest", "page-fault").repeat(2);
     let run = guest.process();
     let traces = vec![
         native("all", &[]),
         native("faults", &["--view", "nested-page-fault"]),
-        native("some", &["--view", "nested-page-fault", "--where", "guest_error_code & 0x10"]),
+        native(
+            "some",
+            &["--view", "nested-page-fault", "--where", &format!("guest_error_code & {fetch:#x}")],
+        ),
         native("l1", &["--level", "l1"]),
     ];
     let text = exitregs("text", ["trace", "--view", "nested-page-fault", "-o", "text.txt"]);
@@ -271,13 +339,13 @@ fn nested_page_faults(boot: &mut Boot) {
         let faults = record::nested_page_faults(played, "all")?;
         same_faults(&faults, &record::nested_page_faults(played, "faults")?)?;
         ensure!(record::exits(played, "faults")?.is_empty(), "exits that nobody asked for");
-        let fetches = faults.iter().filter(|fault| fault.nested_page_fault.guest_error_code & 0x10 != 0);
+        let fetches = faults.iter().filter(|fault| fault.nested_page_fault.guest_error_code & fetch != 0);
         same_faults(&fetches.cloned().collect::<Vec<_>>(), &record::nested_page_faults(played, "some")?)?;
         ensure!(record::nested_page_faults(played, "l1")?.is_empty(), "a nested page fault of L1's");
         let lines = played.read("text.txt")?;
         ensure!(lines.lines().count() == faults.len() + 1, "{} faults, but\n{lines}", faults.len());
         ensure!(faults.iter().all(|fault| lines.contains(&fault.operation)), "{faults:?}, but\n{lines}");
-        expected_faults(&guest.truth(played)?, &faults)
+        expected_faults(isa, &guest.truth(played)?, &faults)
     });
 }
 
@@ -289,12 +357,10 @@ fn same_faults(expected: &[NestedPageFault], found: &[NestedPageFault]) -> Resul
     Ok(())
 }
 
-fn expected_faults(lines: &[Line], faults: &[NestedPageFault]) -> Result<()> {
+fn expected_faults(isa: Isa, lines: &[Line], faults: &[NestedPageFault]) -> Result<()> {
     let mut left = faults.iter().peekable();
     let reflected = |line: &&Line| {
-        line.level == 2
-            && line.exit_reason.as_deref() == Some("npf")
-            && line.handled == Some(Handled::Reflected)
+        line.level == 2 && selects("page-fault", isa, line) && line.handled == Some(Handled::Reflected)
     };
     let mut found = 0;
     for line in lines.iter().filter(reflected) {
@@ -309,12 +375,19 @@ fn expected_faults(lines: &[Line], faults: &[NestedPageFault]) -> Result<()> {
             let event = fault.nested_page_fault;
             ensure!(Some(event.gpa) == line.operands.gpa, "{fault:x?}: the address is not {line:x?}'s");
             ensure!((fault.level, fault.l2) == (2, line.vmcb12), "{fault:x?}, should be of {line:x?}");
-            let [host, guest] =
-                [event.host_error_code, event.guest_error_code].map(PageFaultError::from_bits_retain);
             // What L1 is told is of the same access; whether the page was there L1's tables say, not L0's.
-            let access = PageFaultError::WRITE | PageFaultError::FETCH | PageFaultError::USER;
-            let same = host.bits() & access.bits() == guest.bits() & access.bits();
-            ensure!(same && guest.contains(PageFaultError::GUEST_FINAL), "{fault:x?}");
+            let (access, of_address) = match isa {
+                Isa::Svm => {
+                    let access = PageFaultError::WRITE | PageFaultError::FETCH | PageFaultError::USER;
+                    (access.bits(), PageFaultError::GUEST_FINAL.bits())
+                }
+                Isa::Vmx => {
+                    let access = EptViolation::ACC_READ | EptViolation::ACC_WRITE | EptViolation::ACC_INSTR;
+                    (access.bits(), EptViolation::GVA_TRANSLATED.bits())
+                }
+            };
+            let same = event.host_error_code & access == event.guest_error_code & access;
+            ensure!(same && event.guest_error_code & of_address != 0, "{fault:x?}");
             found += 1;
         }
     }
