@@ -3,7 +3,7 @@
 
 use crate::host::BtfFiles;
 use anyhow::{Context, Result, bail, ensure};
-use btf_rs::{Btf, Type};
+use btf_rs::{Btf, BtfType, Type};
 use std::fs;
 use std::path::Path;
 
@@ -32,6 +32,111 @@ pub fn tracepoint_arguments(files: &BtfFiles, tracepoint: &str) -> Result<Vec<St
         return prototype.parameters.iter().skip(1).map(|parameter| type_name(&btf, parameter)).collect();
     }
     bail!("the kernel's BTF has no prototype of the tracepoint {tracepoint}")
+}
+
+/// KVM's types on this host.
+pub struct Types(Btf);
+
+impl Types {
+    /// Reads the BTF of the vendor's half, which has KVM's common types as well.
+    ///
+    /// # Errors
+    /// A file is missing or damaged.
+    pub fn read(files: &BtfFiles) -> Result<Self> {
+        let vmlinux = Btf::from_file(&files.vmlinux)
+            .with_context(|| format!("cannot read the kernel's BTF, {}", files.vmlinux.display()))?;
+        let btf = match &files.vendor {
+            Some(path) => Btf::from_split_file(path, &vmlinux)
+                .with_context(|| format!("cannot read the vendor module's BTF, {}", path.display()))?,
+            None => vmlinux,
+        };
+        Ok(Self(btf))
+    }
+
+    /// How to get from a structure to a member of it, such as `vmcb.control.exit_code` or `arch.regs[3]`: the offsets in
+    /// bytes, a pointer being followed between two of them. `None` if there is no such member, or it is a bit field.
+    pub fn place(&self, structure: &str, path: &str) -> Option<Vec<u32>> {
+        let mut here = self.0.resolve_types_by_name(structure).ok()?.into_iter().find(is_aggregate)?;
+        let mut offsets = vec![0];
+        for part in path.split('.') {
+            let (name, index) = match part.strip_suffix(']').and_then(|part| part.split_once('[')) {
+                Some((name, index)) => (name, Some(index.parse::<u32>().ok()?)),
+                None => (part, None),
+            };
+            if let Type::Ptr(pointer) = here {
+                offsets.push(0);
+                here = self.plain(&pointer)?;
+            }
+            let (Type::Struct(aggregate) | Type::Union(aggregate)) = &here else { return None };
+            let (offset, member) = self.member(aggregate, name)?;
+            let last = offsets.last_mut()?;
+            *last += offset;
+            here = member;
+            if let Some(index) = index {
+                let Type::Array(array) = &here else { return None };
+                let element = self.plain(array)?;
+                *last += index * self.size(&element)?;
+                here = element;
+            }
+        }
+        Some(offsets)
+    }
+
+    /// The names of a function's parameters; `None` if the kernel has no such function, or does not describe it.
+    pub fn parameters(&self, function: &str) -> Option<Vec<String>> {
+        let types = self.0.resolve_types_by_name(function).ok()?;
+        let prototypes = types.iter().filter_map(|ty| match ty {
+            Type::Func(function) => self.0.resolve_chained_type(function).ok(),
+            _ => None,
+        });
+        prototypes
+            .filter_map(|ty| match ty {
+                Type::FuncProto(prototype) => Some(prototype),
+                _ => None,
+            })
+            .find_map(|prototype| prototype.parameters.iter().map(|p| self.0.resolve_name(p).ok()).collect())
+    }
+
+    /// A member, also one of an anonymous structure or union, with its offset in bytes.
+    fn member(&self, aggregate: &btf_rs::Struct, name: &str) -> Option<(u32, Type)> {
+        aggregate.members.iter().find_map(|member| {
+            let offset = member.bit_offset() / 8;
+            let is = self.0.resolve_name(member).unwrap_or_default();
+            if is == name {
+                let bits = member.bitfield_size().unwrap_or(0);
+                return (bits == 0).then(|| Some((offset, self.plain(member)?))).flatten();
+            }
+            match self.plain(member)? {
+                Type::Struct(inner) | Type::Union(inner) if is.is_empty() => {
+                    self.member(&inner, name).map(|(within, ty)| (offset + within, ty))
+                }
+                _ => None,
+            }
+        })
+    }
+
+    /// The type that something has, without names and qualifiers.
+    fn plain<T: BtfType + ?Sized>(&self, of: &T) -> Option<Type> {
+        let mut ty = self.0.resolve_chained_type(of).ok()?;
+        while let Type::Typedef(_) | Type::Const(_) | Type::Volatile(_) | Type::TypeTag(_) = ty {
+            ty = self.0.resolve_chained_type(ty.as_btf_type()?).ok()?;
+        }
+        Some(ty)
+    }
+
+    fn size(&self, ty: &Type) -> Option<u32> {
+        let size = match ty {
+            Type::Int(int) => int.size(),
+            Type::Ptr(_) => size_of::<u64>(),
+            Type::Struct(aggregate) | Type::Union(aggregate) => aggregate.size(),
+            _ => return None,
+        };
+        u32::try_from(size).ok()
+    }
+}
+
+fn is_aggregate(ty: &Type) -> bool {
+    matches!(ty, Type::Struct(_) | Type::Union(_))
 }
 
 fn type_name(btf: &Btf, parameter: &btf_rs::Parameter) -> Result<String> {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 //! The command line: what can be asked for, and what the words mean on this host.
 
-use crate::commands::{doctor, generate, stat, trace};
+use crate::commands::{doctor, events, generate, stat, trace};
 use crate::filter::Filter;
 use crate::host::Host;
 use crate::source::choose::Source;
@@ -34,6 +34,8 @@ pub enum Command {
     Trace(trace::Arguments),
     /// Count and time exits in the kernel, by VM, level, reason and detail
     Stat(stat::Arguments),
+    /// Give this kernel the patched kernel's events, for other tools to use
+    Events(events::Arguments),
     /// Write the man pages and shell completions into a directory
     #[command(hide = true)]
     Generate(generate::Arguments),

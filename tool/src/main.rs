@@ -3,7 +3,7 @@
 
 use clap::Parser;
 use exitregs::cli::{Cli, Command};
-use exitregs::commands::{self, doctor, exit_status, generate, stat, trace};
+use exitregs::commands::{self, doctor, events, exit_status, generate, stat, trace};
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
@@ -12,6 +12,7 @@ fn main() -> ExitCode {
         Command::Doctor(arguments) => doctor::run(arguments),
         Command::Trace(arguments) => trace::run(arguments),
         Command::Stat(arguments) => stat::run(arguments),
+        Command::Events(arguments) => events::run(arguments),
         Command::Generate(arguments) => generate::run(arguments).map(|()| 0),
     };
     match result {

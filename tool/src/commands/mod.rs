@@ -3,6 +3,7 @@
 
 mod child;
 pub mod doctor;
+pub mod events;
 pub mod generate;
 pub mod stat;
 pub mod trace;

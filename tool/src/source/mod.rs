@@ -5,6 +5,7 @@ pub mod bpf;
 pub mod choose;
 pub mod native;
 pub mod perf;
+pub mod tprobe;
 
 use crate::analysis::pairing::Record;
 use crate::analysis::stat::Table;

@@ -165,7 +165,7 @@ fn start_time(pid: u32) -> Option<u64> {
 }
 
 /// The last error of an `error_log`, as the kernel wrote it, without the time.
-fn explanation(log: &str) -> Option<String> {
+pub(in crate::source) fn explanation(log: &str) -> Option<String> {
     let start = log.rfind("\n[").map_or(0, |start| start + 1);
     let last = log[start..].trim_end();
     let text = last.strip_prefix('[').and_then(|rest| rest.split_once("] ")).map_or(last, |(_, text)| text);

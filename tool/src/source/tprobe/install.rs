@@ -1,0 +1,219 @@
+// SPDX-License-Identifier: MIT
+//! Dynamic events in the kernel: installed, listed, removed.
+//!
+//! They belong to all users of the host at once, for a kernel may take one probe for a tracepoint only. Events that a run
+//! needs for itself are removed by the last run that used them; those that somebody asked for stay until they are removed.
+//! A file says which they are, for the kernel does not.
+
+use super::definition::{Definition, GROUP};
+use crate::source::native::tracefs;
+use anyhow::{Context, Result, anyhow};
+use std::fs;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+
+/// While it exists, the events are to stay.
+const KEPT: &str = "/run/exitregs/events";
+
+/// The file of tracefs with the definitions.
+const DYNAMIC_EVENTS: &str = "dynamic_events";
+
+/// Where dynamic events are installed.
+#[derive(Debug, Clone)]
+pub struct Events {
+    tracefs: PathBuf,
+}
+
+/// Why an event cannot be removed: somebody uses it.
+#[derive(Debug, thiserror::Error)]
+#[error("{GROUP}:{event} is in use{}", .instances.iter().fold(String::new(), |text, name| format!("{text}\n  it is enabled in {name}")))]
+pub struct InUse {
+    event: String,
+    instances: Vec<String>,
+}
+
+impl Events {
+    /// Those of a mounted tracefs.
+    pub fn of(tracefs: &Path) -> Self {
+        Self { tracefs: tracefs.to_owned() }
+    }
+
+    /// The definitions of our group's events, as the kernel shows them, in the order in which they were made.
+    ///
+    /// # Errors
+    /// tracefs cannot be read.
+    pub fn list(&self) -> Result<Vec<String>> {
+        let text = tracefs::read(&self.tracefs.join(DYNAMIC_EVENTS))?;
+        Ok(text.lines().filter(|line| name(line).is_some()).map(str::to_owned).collect())
+    }
+
+    /// Makes the events that are not there; those that are there with another definition are made anew. Returns the names of
+    /// those that it made. If one of them cannot be made, none is.
+    ///
+    /// # Errors
+    /// The kernel refuses a definition; an event is in use with another one ([`InUse`]); somebody else's probe is where ours
+    /// should be.
+    pub fn install(&self, definitions: &[Definition]) -> Result<Vec<&'static str>> {
+        let there = self.list()?;
+        let mut made: Vec<&'static str> = Vec::new();
+        for definition in definitions {
+            let wanted = definition.to_string();
+            let is = there.iter().find(|line| name(line) == Some(definition.name));
+            if is.is_some_and(|line| *line == wanted) {
+                continue;
+            }
+            let made_one = match is {
+                Some(_) => self.remove_one(definition.name),
+                None => Ok(()),
+            }
+            .and_then(|()| self.make(definition, &wanted));
+            if let Err(error) = made_one {
+                for name in made {
+                    // What is in use by now stays.
+                    let _ = self.remove_one(name);
+                }
+                return Err(error);
+            }
+            made.push(definition.name);
+        }
+        Ok(made)
+    }
+
+    fn make(&self, definition: &Definition, text: &str) -> Result<()> {
+        let Err(error) = tracefs::write(&self.tracefs.join(DYNAMIC_EVENTS), text) else { return Ok(()) };
+        let what = format!("cannot make {GROUP}:{}", definition.name);
+        if kind(&error) == Some(ErrorKind::AlreadyExists) {
+            let other = self.other_probe(definition)?;
+            return Err(anyhow!(
+                "{what}: the kernel takes one probe for the tracepoint {}, and there is one already{}\n  \
+                 remove that first, or use another source",
+                definition.on,
+                other.map(|line| format!(": {line}")).unwrap_or_default()
+            ));
+        }
+        let log = tracefs::read(&self.tracefs.join("error_log")).unwrap_or_default();
+        Err(match crate::source::native::instance::explanation(&log) {
+            Some(why) => error.context(format!("{what}\n{why}")),
+            None => error.context(what),
+        })
+    }
+
+    /// Somebody else's probe on the same tracepoint.
+    fn other_probe(&self, definition: &Definition) -> Result<Option<String>> {
+        let text = tracefs::read(&self.tracefs.join(DYNAMIC_EVENTS))?;
+        let on_same = |line: &&str| line.starts_with('t') && line.split(' ').nth(1) == Some(definition.on);
+        Ok(text.lines().find(on_same).map(str::to_owned))
+    }
+
+    /// Removes our group's events and returns their names. Those in use stay, unless `force` disables them everywhere.
+    ///
+    /// # Errors
+    /// [`InUse`], of the first that is; or tracefs cannot be written.
+    pub fn remove(&self, force: bool) -> Result<Vec<String>> {
+        let names: Vec<_> =
+            self.list()?.iter().filter_map(|line| name(line).map(str::to_owned)).rev().collect();
+        if let (false, Some(used)) = (force, names.iter().find_map(|name| self.use_of(name))) {
+            return Err(used.into());
+        }
+        for name in &names {
+            if force {
+                self.disable(name)?;
+            }
+            self.remove_one(name)?;
+        }
+        Ok(names)
+    }
+
+    fn remove_one(&self, event: &str) -> Result<()> {
+        let Err(error) = tracefs::write(&self.tracefs.join(DYNAMIC_EVENTS), &format!("-:{GROUP}/{event}"))
+        else {
+            return Ok(());
+        };
+        match kind(&error) {
+            // Another run was faster.
+            Some(ErrorKind::NotFound) => Ok(()),
+            Some(ErrorKind::ResourceBusy) => Err(self
+                .use_of(event)
+                .unwrap_or_else(|| InUse { event: event.to_owned(), instances: Vec::new() })
+                .into()),
+            _ => Err(error.context(format!("cannot remove {GROUP}:{event}"))),
+        }
+    }
+
+    /// Who has an event enabled, as far as tracefs shows it: perf and BPF programs it does not.
+    fn use_of(&self, event: &str) -> Option<InUse> {
+        let folders = self.folders();
+        let enabled = |folder: &&PathBuf| {
+            let file = folder.join(format!("events/{GROUP}/{event}/enable"));
+            tracefs::read(&file).is_ok_and(|text| text.trim() != "0")
+        };
+        let instances: Vec<_> =
+            folders.iter().filter(enabled).map(|folder| folder.display().to_string()).collect();
+        (!instances.is_empty()).then(|| InUse { event: event.to_owned(), instances })
+    }
+
+    fn disable(&self, event: &str) -> Result<()> {
+        for folder in self.folders() {
+            let file = folder.join(format!("events/{GROUP}/{event}/enable"));
+            // An instance may be gone by now.
+            if file.exists() {
+                tracefs::write(&file, "0")?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The top folder of tracefs and those of its instances.
+    fn folders(&self) -> Vec<PathBuf> {
+        let instances = fs::read_dir(self.tracefs.join("instances")).into_iter().flatten().flatten();
+        std::iter::once(self.tracefs.clone()).chain(instances.map(|entry| entry.path())).collect()
+    }
+}
+
+/// The events stay after the run that made them.
+///
+/// # Errors
+/// The file that says so cannot be written.
+pub fn keep() -> Result<()> {
+    let folder = Path::new(KEPT).parent().unwrap_or(Path::new("/"));
+    fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
+    fs::write(KEPT, "").with_context(|| format!("cannot write {KEPT}"))
+}
+
+/// Whether they stay.
+pub fn are_kept() -> bool {
+    Path::new(KEPT).exists()
+}
+
+/// They need not stay any more.
+pub fn do_not_keep() {
+    // It was not there, or no directory is: nothing says that they stay.
+    let _ = fs::remove_file(KEPT);
+    let _ = Path::new(KEPT).parent().map(fs::remove_dir);
+}
+
+/// The name of one of our group's events, from its definition.
+pub fn name(definition: &str) -> Option<&str> {
+    definition.split(' ').next()?.split_once(':')?.1.strip_prefix(GROUP)?.strip_prefix('/')
+}
+
+fn kind(error: &anyhow::Error) -> Option<ErrorKind> {
+    error.root_cause().downcast_ref::<std::io::Error>().map(std::io::Error::kind)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_our_groups_events_have_a_name() {
+        assert_eq!(name("t:exitregs/kvm_exit kvm_exit rax=+8($arg1):x64"), Some("kvm_exit"));
+        assert_eq!(
+            name("f16:exitregs/kvm_nested_page_fault nested_svm_inject_npf_exit"),
+            Some("kvm_nested_page_fault")
+        );
+        for other in ["t:exitregs2/kvm_exit kvm_exit", "p:kprobes/p_x x", "", "exitregs/kvm_exit"] {
+            assert_eq!(name(other), None, "{other}");
+        }
+    }
+}
