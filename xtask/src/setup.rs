@@ -7,6 +7,7 @@ use std::time::Instant;
 use anyhow::{Context, Result, ensure};
 use clap::Args;
 use exitregs_lab::host::Kernel;
+use exitregs_lab::host::kernel::rust;
 use exitregs_lab::host::requirements::{self, AMD, INTEL, KERNEL_BUILD, PERF_BUILD, Requirement};
 
 /// Install what building and testing need: Debian packages, rustup components, kernels
@@ -59,6 +60,7 @@ pub fn all(update_kernels: bool) -> Result<Vec<String>> {
     let requirements = [&BUILD[..], &AMD, &INTEL, &PEERS, &KERNEL_BUILD, &PERF_BUILD].concat();
     let packages = requirements::install(&requirements)?;
     let mut done: Vec<_> = packages.into_iter().chain(components()?).map(str::to_owned).collect();
+    done.extend(rust::install()?);
     for kernel in Kernel::STOCK {
         let cached = kernel.cached()?.map(|image| image.release);
         let image = if update_kernels { kernel.fetch()? } else { kernel.image()? };

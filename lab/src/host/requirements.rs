@@ -62,9 +62,11 @@ pub const INTEL: [Requirement; 14] = [
 ];
 
 /// What building kernels needs.
-pub const KERNEL_BUILD: [Requirement; 16] = [
+pub const KERNEL_BUILD: [Requirement; 17] = [
     Requirement::new("bc", "bc"),
     Requirement::new("bison", "bison"),
+    // It comes with libclang and the compiler's own headers, which bindgen needs.
+    Requirement::new("clang", "clang"),
     Requirement::new("dpkg", "dpkg"),
     Requirement::new("flex", "flex"),
     Requirement::new("gcc", "gcc"),

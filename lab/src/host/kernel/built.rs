@@ -14,6 +14,7 @@ use sha2::{Digest, Sha256};
 
 use super::config;
 use super::image::{self, Image};
+use super::rust;
 use super::source::{Base, Source};
 use super::tree::Tree;
 use crate::cache;
@@ -76,8 +77,8 @@ impl Built {
     /// The kernel of the cache, if it is still made of what it would be made of now.
     pub(super) fn cached(self) -> Result<Option<Image>> {
         let Some(source) = self.base.cached_source()? else { return Ok(None) };
-        if !requirements::missing(&KERNEL_BUILD).is_empty() {
-            // Without the compiler nobody can tell what it would make.
+        if !requirements::missing(&KERNEL_BUILD).is_empty() || !rust::is_installed()? {
+            // Without the compilers nobody can tell what they would make.
             return Ok(None);
         }
         let folder = self.image_folder(&self.key(&source)?)?;
@@ -86,7 +87,7 @@ impl Built {
 
     /// The kernel, built if the cache has it not.
     pub(super) fn image(self) -> Result<Image> {
-        requirements::install(&KERNEL_BUILD)?;
+        install_compilers()?;
         let source = self.base.source()?;
         let folder = self.image_folder(&self.key(&source)?)?;
         if !folder.exists() {
@@ -107,7 +108,7 @@ impl Built {
     /// # Errors
     /// If it cannot be built.
     pub fn tree(self) -> Result<LockedTree> {
-        requirements::install(&KERNEL_BUILD)?;
+        install_compilers()?;
         let source = self.base.source()?;
         let trees = cache::folder("trees")?;
         let lock = cache::lock(&trees)?;
@@ -117,7 +118,8 @@ impl Built {
 
     /// Builds in `trees`, which is locked, unless that has been done.
     fn build(self, source: &Source, trees: &Path) -> Result<Tree> {
-        let tree = Tree::new(trees.join(self.to_string()));
+        let bindgen = format!("BINDGEN={}", rust::bindgen()?.display());
+        let tree = Tree::new(trees.join(self.to_string())).variable(bindgen);
         let key = self.key(source)?;
         let key_file = tree.build_folder().join(KEY_FILE);
         if fs::read_to_string(&key_file).is_ok_and(|built| built == key) {
@@ -143,11 +145,11 @@ impl Built {
         Ok(tree)
     }
 
-    /// The kernel's release says what was applied.
-    fn make_arguments(self) -> [String; 2] {
+    /// The kernel's release says what was applied. `modules` makes the list of symbols that a module is linked with.
+    fn make_arguments(self) -> [String; 3] {
         let name = self.to_string();
         let patched = name.strip_prefix(self.base.name()).unwrap_or_default();
-        [format!("LOCALVERSION=-lab{patched}"), "bzImage".to_owned()]
+        [format!("LOCALVERSION=-lab{patched}"), "bzImage".to_owned(), "modules".to_owned()]
     }
 
     /// The patches to apply, in order.
@@ -185,9 +187,9 @@ impl Built {
         for path in self.patch_files()? {
             add(&fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?);
         }
-        for program in ["gcc", "ld", "pahole"] {
-            let output = Command::new(program).arg("--version").output();
-            add(&output.with_context(|| format!("cannot run {program}"))?.stdout);
+        for program in ["gcc".into(), "ld".into(), "pahole".into(), "rustc".into(), rust::bindgen()?] {
+            let output = Command::new(&program).arg("--version").output();
+            add(&output.with_context(|| format!("cannot run {}", program.display()))?.stdout);
         }
         Ok(digest.finalize().iter().take(8).map(|byte| format!("{byte:02x}")).collect())
     }
@@ -206,6 +208,12 @@ impl fmt::Display for Built {
             Patches::First(first) => write!(f, "+patched@{first}"),
         }
     }
+}
+
+/// Installs what building kernels needs.
+fn install_compilers() -> Result<()> {
+    requirements::install(&KERNEL_BUILD)?;
+    rust::install().map(drop)
 }
 
 /// Copies what boots from a tree to `folder`, laid out as packages have it.

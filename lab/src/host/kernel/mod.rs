@@ -6,6 +6,7 @@ mod apt;
 mod built;
 pub mod config;
 mod image;
+pub mod rust;
 mod source;
 mod stock;
 mod tree;
