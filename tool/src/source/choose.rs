@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 //! Which source exits come from, where several could give them.
 
-use super::{Selection, Stat, Trace, Unusable, bpf, native};
+use super::{Selection, Stat, Trace, Unusable, bpf, native, tracefs};
 use crate::host::Host;
 use anyhow::{Result, anyhow};
 use std::fmt;
@@ -55,7 +55,7 @@ pub fn trace(
         },
     };
     let (name, live): (_, Box<dyn Trace>) = match native {
-        Some(native) => ("native", Box::new(native::trace::Trace::start(&native, selection, buffer_size)?)),
+        Some(native) => ("native", Box::new(tracefs::trace::Trace::start(native, selection, buffer_size)?)),
         None if !selection.exits => {
             let why = why.or_else(|| native::check(host).err().map(|unusable| unusable.what));
             let why = why.unwrap_or_else(|| "use that, or --source auto".to_owned());
@@ -81,7 +81,7 @@ pub fn stat(host: &Host, selection: &Selection, per_vcpu: bool, wanted: Source) 
         },
     };
     let (name, live): (_, Box<dyn Stat>) = match native {
-        Some(native) => ("native", Box::new(native::stat::Stat::start(&native, selection, per_vcpu)?)),
+        Some(native) => ("native", Box::new(tracefs::stat::Stat::start(native, selection, per_vcpu)?)),
         None => ("bpf", Box::new(bpf::stat::Stat::start(host, selection, per_vcpu)?)),
     };
     Ok(Chosen { name, how: live.how(), why, live })

@@ -3,9 +3,12 @@
 
 pub mod bpf;
 pub mod choose;
+pub mod format;
 pub mod native;
+pub mod page;
 pub mod perf;
 pub mod tprobe;
+pub mod tracefs;
 
 use crate::analysis::pairing::Record;
 use crate::analysis::stat::Table;

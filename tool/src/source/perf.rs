@@ -2,8 +2,8 @@
 //! Counters of the kernel's own events by perf: a number for each filter, no times. A few of them cost less than
 //! anything that records or times exits.
 
-use super::native::instance::Instance;
-use super::native::tracefs;
+use super::tracefs::file;
+use super::tracefs::instance::Instance;
 use crate::vm::threads;
 use anyhow::{Context, Result, anyhow, bail};
 use perf_event_open_sys::bindings::{PERF_TYPE_TRACEPOINT, perf_event_attr};
@@ -23,13 +23,19 @@ pub struct Counter {
 }
 
 impl Counter {
-    /// Opens a counter of an event of the system `kvm`, which does not count yet: of all processes, or of these and
+    /// Opens a counter of an event, which does not count yet: of all processes, or of these and
     /// the threads that they start.
     ///
     /// # Errors
     /// The kernel has no such event, refuses the filter (why, in its own words), or does not let this process count.
-    pub fn open(tracefs: &Path, event: &str, filter: Option<&str>, processes: &[u32]) -> Result<Self> {
-        let id = tracefs::read(&tracefs.join(format!("events/kvm/{event}/id")))?;
+    pub fn open(
+        tracefs: &Path,
+        system: &str,
+        event: &str,
+        filter: Option<&str>,
+        processes: &[u32],
+    ) -> Result<Self> {
+        let id = file::read(&tracefs.join(format!("events/{system}/{event}/id")))?;
         let id = id.trim().parse().with_context(|| format!("the id of {event} is {id:?}"))?;
         let mut files = Vec::new();
         for (pid, cpu) in places(processes)? {
@@ -40,12 +46,12 @@ impl Counter {
         }
         let counter = Self { files };
         if let Some(filter) = filter {
-            counter.set_filter(tracefs, event, filter)?;
+            counter.set_filter(tracefs, system, event, filter)?;
         }
         Ok(counter)
     }
 
-    fn set_filter(&self, tracefs: &Path, event: &str, filter: &str) -> Result<()> {
+    fn set_filter(&self, tracefs: &Path, system: &str, event: &str, filter: &str) -> Result<()> {
         let text = CString::new(filter).context("a filter with a NUL character")?;
         for file in &self.files {
             // SAFETY: the descriptor is a perf event's, and the text ends with NUL and lives during the call.
@@ -53,7 +59,7 @@ impl Counter {
                 let error = io::Error::last_os_error();
                 // perf does not say why; the same filter on an event of our own does.
                 let explained =
-                    Instance::new(tracefs).and_then(|instance| instance.set_filter(event, filter));
+                    Instance::new(tracefs).and_then(|instance| instance.set_filter(system, event, filter));
                 explained?;
                 return Err(error).with_context(|| format!("perf refuses the filter {filter:?} for {event}"));
             }
@@ -94,7 +100,7 @@ impl Counter {
 fn places(processes: &[u32]) -> Result<Vec<(i32, i32)>> {
     if processes.is_empty() {
         let path = Path::new("/sys/devices/system/cpu/online");
-        let online = tracefs::read(path)?;
+        let online = file::read(path)?;
         let cpus = cpus(&online).ok_or_else(|| anyhow!("{} makes no sense: {online:?}", path.display()))?;
         return Ok(cpus.into_iter().map(|cpu| (-1, cpu)).collect());
     }

@@ -53,7 +53,8 @@ pub(super) fn run(arguments: &Arguments, host: &Host) -> Result<u8> {
             let filter = selection.nested_page_fault_filter.as_ref();
             (KvmNestedPageFault::NAME, filter.map(ToString::to_string))
         };
-        let counter = Counter::open(&tracefs, event, filter.as_deref(), &selection.vms)?;
+        let counter =
+            Counter::open(&tracefs, native::PROVIDER.group, event, filter.as_deref(), &selection.vms)?;
         counters.push(Counted { alternative, event, filter, counter, earlier: 0 });
     }
     let mut report = Report {

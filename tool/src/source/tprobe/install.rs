@@ -6,7 +6,7 @@
 //! A file says which they are, for the kernel does not.
 
 use super::definition::{Definition, GROUP};
-use crate::source::native::tracefs;
+use crate::source::tracefs::{file, instance};
 use anyhow::{Context, Result, anyhow};
 use std::fs;
 use std::io::ErrorKind;
@@ -43,7 +43,7 @@ impl Events {
     /// # Errors
     /// tracefs cannot be read.
     pub fn list(&self) -> Result<Vec<String>> {
-        let text = tracefs::read(&self.tracefs.join(DYNAMIC_EVENTS))?;
+        let text = file::read(&self.tracefs.join(DYNAMIC_EVENTS))?;
         Ok(text.lines().filter(|line| name(line).is_some()).map(str::to_owned).collect())
     }
 
@@ -80,7 +80,7 @@ impl Events {
     }
 
     fn make(&self, definition: &Definition, text: &str) -> Result<()> {
-        let Err(error) = tracefs::write(&self.tracefs.join(DYNAMIC_EVENTS), text) else { return Ok(()) };
+        let Err(error) = file::write(&self.tracefs.join(DYNAMIC_EVENTS), text) else { return Ok(()) };
         let what = format!("cannot make {GROUP}:{}", definition.name);
         if kind(&error) == Some(ErrorKind::AlreadyExists) {
             let other = self.other_probe(definition)?;
@@ -91,8 +91,8 @@ impl Events {
                 other.map(|line| format!(": {line}")).unwrap_or_default()
             ));
         }
-        let log = tracefs::read(&self.tracefs.join("error_log")).unwrap_or_default();
-        Err(match crate::source::native::instance::explanation(&log) {
+        let log = file::read(&self.tracefs.join("error_log")).unwrap_or_default();
+        Err(match instance::explanation(&log) {
             Some(why) => error.context(format!("{what}\n{why}")),
             None => error.context(what),
         })
@@ -100,7 +100,7 @@ impl Events {
 
     /// Somebody else's probe on the same tracepoint.
     fn other_probe(&self, definition: &Definition) -> Result<Option<String>> {
-        let text = tracefs::read(&self.tracefs.join(DYNAMIC_EVENTS))?;
+        let text = file::read(&self.tracefs.join(DYNAMIC_EVENTS))?;
         let on_same = |line: &&str| line.starts_with('t') && line.split(' ').nth(1) == Some(definition.on);
         Ok(text.lines().find(on_same).map(str::to_owned))
     }
@@ -125,7 +125,7 @@ impl Events {
     }
 
     fn remove_one(&self, event: &str) -> Result<()> {
-        let Err(error) = tracefs::write(&self.tracefs.join(DYNAMIC_EVENTS), &format!("-:{GROUP}/{event}"))
+        let Err(error) = file::write(&self.tracefs.join(DYNAMIC_EVENTS), &format!("-:{GROUP}/{event}"))
         else {
             return Ok(());
         };
@@ -145,7 +145,7 @@ impl Events {
         let folders = self.folders();
         let enabled = |folder: &&PathBuf| {
             let file = folder.join(format!("events/{GROUP}/{event}/enable"));
-            tracefs::read(&file).is_ok_and(|text| text.trim() != "0")
+            file::read(&file).is_ok_and(|text| text.trim() != "0")
         };
         let instances: Vec<_> =
             folders.iter().filter(enabled).map(|folder| folder.display().to_string()).collect();
@@ -157,7 +157,7 @@ impl Events {
             let file = folder.join(format!("events/{GROUP}/{event}/enable"));
             // An instance may be gone by now.
             if file.exists() {
-                tracefs::write(&file, "0")?;
+                file::write(&file, "0")?;
             }
         }
         Ok(())

@@ -1,43 +1,42 @@
 // SPDX-License-Identifier: MIT
-//! A running trace of the kernel's own events: set up, read, taken down.
+//! A running trace: set up, read, taken down.
 
-use super::events::{EXCEPTION, Events, HYPERCALLS, NESTED_ENTRY, NEW_TASK, system};
+use super::Tracefs;
+use super::events::{EXCEPTION, HYPERCALLS, NESTED_ENTRY, NEW_TASK};
 use super::instance::Instance;
 use super::reader::Reader;
 use crate::analysis::pairing::{Pairing, Record};
 use crate::source::{Counters, Selection};
 use anyhow::Result;
 use exitregs_common::event::{Event, KvmEntry, KvmExit, KvmNestedPageFault};
-use std::path::Path;
+use std::any::Any;
 
 /// Each CPU's ring buffer has at least this many KiB.
 const LEAST_BUFFER_KIB: usize = 1024;
 
 /// A session. Dropping it removes all that it set up.
-#[derive(Debug)]
 pub(super) struct Session {
     /// Before the instance: what is open cannot be removed.
     reader: Reader,
     instance: Instance,
     pairing: Pairing,
     vms: Vec<u32>,
+    /// Last: until then the events are used.
+    _guard: Option<Box<dyn Any>>,
 }
 
 impl Session {
     /// Starts to trace into ring buffers of `buffer_size` bytes altogether.
-    pub(super) fn start(
-        tracefs: &Path,
-        events: Events,
-        selection: &Selection,
-        buffer_size: usize,
-    ) -> Result<Self> {
-        let instance = Instance::new(tracefs)?;
+    pub(super) fn start(tracefs: Tracefs, selection: &Selection, buffer_size: usize) -> Result<Self> {
+        let Tracefs { root, events, guard } = tracefs;
+        let instance = Instance::new(&root)?;
         // BPF programs' clock, and the user's: clock_gettime(CLOCK_MONOTONIC).
         instance.set("trace_clock", "mono")?;
         // The reader is told of what is overwritten, not of what is refused.
         instance.set("options/overwrite", "1")?;
         let unknown = events.unknown;
-        let names: Vec<_> = events.names().collect();
+        let provider = events.provider;
+        let systems: Vec<_> = events.names().map(|name| (name, events.system(name))).collect();
         let reader = Reader::open(&instance, events)?;
         let buffer = (buffer_size / 1024 / reader.cpus().max(1)).max(LEAST_BUFFER_KIB);
         // Rounded up to whole pages.
@@ -46,10 +45,11 @@ impl Session {
             instance.set_processes(&selection.vms)?;
         }
         if let Some(filter) = &selection.filter {
-            instance.set_filter(KvmExit::NAME, &filter.to_string())?;
+            instance.set_filter(provider.group, KvmExit::NAME, &filter.to_string())?;
         }
-        if let Some(filter) = &selection.nested_page_fault_filter {
-            instance.set_filter(KvmNestedPageFault::NAME, &filter.to_string())?;
+        let has_faults = systems.iter().any(|(event, _)| *event == KvmNestedPageFault::NAME);
+        if let Some(filter) = selection.nested_page_fault_filter.as_ref().filter(|_| has_faults) {
+            instance.set_filter(provider.group, KvmNestedPageFault::NAME, &filter.to_string())?;
         }
 
         let mut wanted = vec![NEW_TASK, NESTED_ENTRY];
@@ -62,11 +62,13 @@ impl Session {
             // The exit last: it must not find its entry disabled.
             wanted.extend([KvmEntry::NAME, KvmExit::NAME]);
         }
-        for event in wanted.into_iter().filter(|event| names.contains(event)) {
-            instance.enable(system(event), event)?;
+        for wanted in wanted {
+            if let Some((event, system)) = systems.iter().find(|(event, _)| *event == wanted) {
+                instance.enable(system, event)?;
+            }
         }
         let pairing = Pairing::new(unknown, selection.hypercall_abi_l2);
-        Ok(Self { reader, instance, pairing, vms: selection.vms.clone() })
+        Ok(Self { reader, instance, pairing, vms: selection.vms.clone(), _guard: guard })
     }
 
     /// What has come out since the last call, by time.

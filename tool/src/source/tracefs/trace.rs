@@ -1,39 +1,39 @@
 // SPDX-License-Identifier: MIT
 //! Exits one by one, each with the entry that ended it.
 
-use super::Native;
+use super::Tracefs;
 use super::session::Session;
 use crate::analysis::pairing::Record;
 use crate::source::{self, Counters, Selection};
 use anyhow::Result;
 
 /// A running trace. Dropping it removes everything from the kernel.
-#[derive(Debug)]
-pub struct Trace(Session);
+pub struct Trace {
+    session: Session,
+    how: &'static str,
+}
 
 impl Trace {
     /// Starts to trace into ring buffers of `buffer_size` bytes altogether, but of a MiB a CPU at least.
     ///
     /// # Errors
     /// The kernel refuses something, such as the selection's filter.
-    pub fn start(native: &Native, selection: &Selection, buffer_size: u32) -> Result<Self> {
-        Session::start(&native.tracefs, native.events.clone(), selection, buffer_size as usize).map(Self)
+    pub fn start(tracefs: Tracefs, selection: &Selection, buffer_size: u32) -> Result<Self> {
+        let how = tracefs.provider().how;
+        Ok(Self { session: Session::start(tracefs, selection, buffer_size as usize)?, how })
     }
 }
 
 impl source::Trace for Trace {
     fn how(&self) -> String {
-        HOW.to_owned()
+        self.how.to_owned()
     }
 
     fn read(&mut self) -> Result<Vec<Record>> {
-        self.0.read()
+        self.session.read()
     }
 
     fn finish(&mut self) -> Result<(Vec<Record>, Counters)> {
-        self.0.finish()
+        self.session.finish()
     }
 }
-
-/// How the source gets at exits.
-pub(super) const HOW: &str = "the kernel's own events";

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 //! A tracefs instance of our own: ring buffers, filters and enabled events that nobody else's tracing meets.
 
-use super::tracefs;
+use super::file;
 use crate::vm::threads;
 use anyhow::{Context, Result, anyhow};
 use std::collections::BTreeSet;
@@ -55,7 +55,7 @@ impl Instance {
     /// # Errors
     /// It did not.
     pub fn set(&self, name: &str, value: &str) -> Result<()> {
-        tracefs::set(&self.file(name), value)
+        file::set(&self.file(name), value)
     }
 
     /// Writes to a file that shows something else than was written.
@@ -63,16 +63,16 @@ impl Instance {
     /// # Errors
     /// The kernel refuses it.
     pub fn write(&self, name: &str, text: &str) -> Result<()> {
-        tracefs::write(&self.file(name), text)
+        file::write(&self.file(name), text)
     }
 
-    /// Filters an event of the system `kvm`.
+    /// Filters an event.
     ///
     /// # Errors
     /// The kernel refuses the filter; why, in its own words. The event must not be enabled then: it would run
     /// unfiltered.
-    pub fn set_filter(&self, event: &str, filter: &str) -> Result<()> {
-        let path = self.file(&format!("events/kvm/{event}/filter"));
+    pub fn set_filter(&self, system: &str, event: &str, filter: &str) -> Result<()> {
+        let path = self.file(&format!("events/{system}/{event}/filter"));
         if filter.len() > FILTER_LIMIT {
             return Err(anyhow!(
                 "the filter for {event} has {} characters, but the kernel takes {FILTER_LIMIT} at most: \
@@ -80,14 +80,14 @@ impl Instance {
                 filter.len()
             ));
         }
-        if let Err(error) = tracefs::write(&path, filter) {
-            let log = tracefs::read(&self.file("error_log")).unwrap_or_default();
+        if let Err(error) = file::write(&path, filter) {
+            let log = file::read(&self.file("error_log")).unwrap_or_default();
             return Err(match explanation(&log) {
                 Some(why) => anyhow!("the kernel refuses the filter for {event}\n{why}"),
                 None => error.context(format!("the kernel refuses the filter for {event}")),
             });
         }
-        let is = tracefs::read(&path)?;
+        let is = file::read(&path)?;
         if is.trim_end() != filter.trim() {
             return Err(anyhow!("the filter for {event} should be {filter:?}, but the kernel has {is:?}"));
         }

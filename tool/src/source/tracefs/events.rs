@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: MIT
-//! The events that the native source takes, and what their records say.
+//! The events that are traced, and what their records say.
 
-use super::format::{Format, FormatError, Layout, Place};
+use super::Provider;
 use crate::analysis::pairing::{Unknown, What};
+use crate::source::format::{Format, FormatError, Layout, Place};
 use exitregs_common::event::{Event, KvmEntry, KvmExit, KvmNestedPageFault};
 use exitregs_common::flags::EventInfo;
 use exitregs_common::hypercall::Abi;
@@ -19,11 +20,6 @@ pub const HYPERCALLS: [(&str, Abi); 3] =
 pub const NEW_TASK: &str = "task_newtask";
 /// `CLONE_THREAD` of clone(2).
 const CLONE_THREAD: u64 = 0x1_0000;
-
-/// The system of an event.
-pub fn system(event: &str) -> &'static str {
-    if event == NEW_TASK { "task" } else { "kvm" }
-}
 
 /// What a record says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,6 +50,8 @@ enum Decoder {
 /// How the records of all events are read, by the running kernel's `format` files.
 #[derive(Debug, Clone)]
 pub struct Events {
+    /// Who made those that have COMMON.
+    pub provider: Provider,
     decoders: Vec<(u64, &'static str, Decoder)>,
     kind: Place,
     thread: Place,
@@ -62,11 +60,15 @@ pub struct Events {
 }
 
 impl Events {
-    /// Reads the descriptions; `format` gives the text of an event's `format` file, if the kernel has the event.
+    /// Reads the descriptions; `format` gives the text of a system's event's `format` file, if the kernel has the event.
     ///
     /// # Errors
     /// An event is missing, or is not as it should be: for instance the kernel lacks the patches.
-    pub fn new(format: impl Fn(&str) -> Option<String>) -> Result<Self, FormatError> {
+    pub fn new(
+        provider: Provider,
+        format: impl Fn(&str, &str) -> Option<String>,
+    ) -> Result<Self, FormatError> {
+        let format = |name| format(system(provider, name), name);
         let parse = |name: &'static str| {
             let text = format(name).ok_or(FormatError::Missing(name))?;
             Format::parse(&text)
@@ -74,12 +76,10 @@ impl Events {
         let exit = parse(KvmExit::NAME)?;
         let common = |field: &'static str| exit.place(field).ok_or(FormatError::Missing(field));
         let (kind, thread) = (common("common_type")?, common("common_pid")?);
-        let exit_layout = Layout::<KvmExit>::of(&exit)?;
+        let exit_layout = layout::<KvmExit>(provider, &exit)?;
         let entry = parse(KvmEntry::NAME)?;
-        let entry_layout = Layout::<KvmEntry>::of(&entry)?;
+        let entry_layout = layout::<KvmEntry>(provider, &entry)?;
         let unknown = Unknown { exit: exit_layout.absent(), entry: entry_layout.absent() };
-        let fault = parse(KvmNestedPageFault::NAME)?;
-        let fault_layout = Layout::of(&fault)?;
 
         let place = |format: &Format, field: &'static str| {
             let missing = || FormatError::NoField { event: format.name.clone(), fields: vec![field] };
@@ -97,10 +97,14 @@ impl Events {
         let mut decoders = vec![
             (exit.id.into(), KvmExit::NAME, Decoder::Exit(exit_layout)),
             (entry.id.into(), KvmEntry::NAME, Decoder::Entry(entry_layout)),
-            (fault.id.into(), KvmNestedPageFault::NAME, Decoder::NestedPageFault(fault_layout)),
             (nested.id.into(), NESTED_ENTRY, nested_entry),
             (injected.id.into(), EXCEPTION, exception),
         ];
+        if !provider.partial {
+            let fault = parse(KvmNestedPageFault::NAME)?;
+            let layout = Decoder::NestedPageFault(Layout::of(&fault)?);
+            decoders.push((fault.id.into(), KvmNestedPageFault::NAME, layout));
+        }
         for (name, abi) in HYPERCALLS {
             if let Some(text) = format(name) {
                 decoders.push((Format::parse(&text)?.id.into(), name, Decoder::Hypercall(abi)));
@@ -111,7 +115,12 @@ impl Events {
             let new = Decoder::NewTask { pid: place(&task, "pid")?, flags: place(&task, "clone_flags")? };
             decoders.push((task.id.into(), NEW_TASK, new));
         }
-        Ok(Self { decoders, kind, thread, unknown })
+        Ok(Self { provider, decoders, kind, thread, unknown })
+    }
+
+    /// The system of an event.
+    pub fn system(&self, event: &str) -> &'static str {
+        system(self.provider, event)
     }
 
     /// The names of the events that this kernel has.
@@ -158,4 +167,16 @@ impl Events {
         };
         Some(Some((self.thread.read(record)? as u32, Said::Vcpu(what))))
     }
+}
+
+fn system(provider: Provider, event: &str) -> &'static str {
+    match event {
+        KvmExit::NAME | KvmEntry::NAME | KvmNestedPageFault::NAME => provider.group,
+        NEW_TASK => "task",
+        _ => "kvm",
+    }
+}
+
+fn layout<E: Event>(provider: Provider, format: &Format) -> Result<Layout<E>, FormatError> {
+    if provider.partial { Layout::of_any(format) } else { Layout::of(format) }
 }

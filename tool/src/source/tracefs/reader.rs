@@ -2,11 +2,11 @@
 //! The ring buffers of all CPUs as one stream by time.
 
 use super::events::{Events, Said};
+use super::file;
 use super::instance::Instance;
-use super::page::{Page, PageFormat};
 use super::threads::Threads;
-use super::tracefs;
 use crate::analysis::pairing::{Occurrence, Pairing};
+use crate::source::page::{Page, PageFormat};
 use anyhow::{Context, Result, anyhow};
 use std::fs::{self, File, OpenOptions};
 use std::io::{ErrorKind, Read};
@@ -48,7 +48,7 @@ impl Reader {
     /// # Errors
     /// The kernel does not let this process read them.
     pub fn open(instance: &Instance, events: Events) -> Result<Self> {
-        let format = tracefs::read(&instance.file("events/header_page"))?;
+        let format = file::read(&instance.file("events/header_page"))?;
         let format = PageFormat::parse(&format).context("cannot understand header_page")?;
         let folder = instance.file("per_cpu");
         let mut cpus = Vec::new();
@@ -111,7 +111,7 @@ impl Reader {
         let mut lost = 0;
         for cpu in &self.cpus {
             let path = cpu.name.replace("trace_pipe_raw", "stats");
-            lost += overrun(&tracefs::read(path.as_ref())?);
+            lost += overrun(&file::read(path.as_ref())?);
         }
         Ok(lost.max(self.overwritten))
     }

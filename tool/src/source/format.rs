@@ -137,6 +137,14 @@ impl<E: Event> Layout<E> {
         if !missing.is_empty() {
             return Err(FormatError::NoField { event: format.name.clone(), fields: missing });
         }
+        Self::of_any(format)
+    }
+
+    /// As [`of`](Self::of), whichever fields are missing.
+    ///
+    /// # Errors
+    /// A field has another size.
+    pub fn of_any(format: &Format) -> Result<Self, FormatError> {
         let place = |field: &Field| match format.place(field.name) {
             Some(Place { size, .. }) if size != field.size => Err(FormatError::Size {
                 event: format.name.clone(),

@@ -1,9 +1,8 @@
 // SPDX-License-Identifier: MIT
-//! Exits counted and timed from the kernel's own events.
+//! Exits counted and timed.
 
-use super::Native;
+use super::Tracefs;
 use super::session::Session;
-use super::trace::HOW;
 use crate::analysis::pairing::Record;
 use crate::analysis::stat::{Key, Table};
 use crate::source::{self, Counters, Selection};
@@ -13,11 +12,11 @@ use anyhow::Result;
 const BUFFER_SIZE: usize = 32 << 20;
 
 /// A running count. Dropping it removes everything from the kernel.
-#[derive(Debug)]
 pub struct Stat {
     session: Session,
     table: Table,
     per_vcpu: bool,
+    how: &'static str,
 }
 
 impl Stat {
@@ -25,10 +24,11 @@ impl Stat {
     ///
     /// # Errors
     /// The kernel refuses something, such as the selection's filter.
-    pub fn start(native: &Native, selection: &Selection, per_vcpu: bool) -> Result<Self> {
+    pub fn start(tracefs: Tracefs, selection: &Selection, per_vcpu: bool) -> Result<Self> {
         let selection = Selection { nested_page_faults: false, ..selection.clone() };
-        let session = Session::start(&native.tracefs, native.events.clone(), &selection, BUFFER_SIZE)?;
-        Ok(Self { session, table: Table::default(), per_vcpu })
+        let how = tracefs.provider().how;
+        let session = Session::start(tracefs, &selection, BUFFER_SIZE)?;
+        Ok(Self { session, table: Table::default(), per_vcpu, how })
     }
 
     fn add(&mut self, records: &[Record]) {
@@ -46,7 +46,7 @@ impl Stat {
 
 impl source::Stat for Stat {
     fn how(&self) -> String {
-        HOW.to_owned()
+        self.how.to_owned()
     }
 
     fn poll(&mut self) -> Result<()> {
