@@ -96,6 +96,18 @@ proptest! {
     }
 
     #[test]
+    fn what_is_unknown_leaves_open_only_what_depends_on_it(text in filters(), exit in exits(), other in exits(), unknown: u32) {
+        let filter = parse(&text);
+        let known = |index: usize| unknown & 1 << index == 0;
+        // As `exit` where that is known, and whatever else it might be where it is not.
+        let maybe = KvmExit::from_values(|index| if known(index) { exit.value(index) } else { other.value(index) }.unwrap_or(0));
+        if let Some(decided) = filter.decides(&exit, unknown) {
+            prop_assert_eq!(filter.selects(&maybe), decided, "{}", filter);
+        }
+        prop_assert_eq!(filter.decides(&exit, unknown & !filter.fields()), Some(filter.selects(&exit)));
+    }
+
+    #[test]
     fn bad_text_is_an_error_with_a_place_in_it(text in ".{0,60}") {
         if let Err(error) = Filter::<KvmExit>::parse(&text, Isa::Vmx) {
             prop_assert!(error.span.end <= text.len());
@@ -138,6 +150,19 @@ fn precedence_is_the_kernels() {
     // ! takes the comparison, not the field.
     assert!(parse("!rax == 5").selects(&exit));
     assert!(!parse("!!rax == 5").selects(&exit));
+}
+
+#[test]
+fn one_side_may_decide_alone() {
+    let exit = KvmExit { rax: 1, ..KvmExit::default() };
+    let unknown = 1 << KvmExit::index("rbx").unwrap();
+    let decides = |text| parse(text).decides(&exit, unknown);
+    assert_eq!(decides("rbx == 1"), None);
+    assert_eq!(decides("!(rbx == 1)"), None);
+    assert_eq!(decides("rbx == 1 && rax == 0"), Some(false));
+    assert_eq!(decides("rbx == 1 && rax == 1"), None);
+    assert_eq!(decides("rbx == 1 || rax == 1"), Some(true));
+    assert_eq!(decides("rbx == 1 || rax == 0"), None);
 }
 
 #[test]

@@ -102,9 +102,15 @@ impl<E: Event> Filter<E> {
         Self::new(Expression::Or(Box::new(self.expression), Box::new(other.expression)))
     }
 
-    /// Whether the filter selects `event`.
+    /// Whether the filter selects `event`, as the kernel's filter does.
     pub fn selects(&self, event: &E) -> bool {
-        selects(&self.expression, event)
+        self.decides(event, 0) == Some(true)
+    }
+
+    /// Whether the filter selects `event`, of which not all fields are known: bit n of `unknown` set says that
+    /// `E::FIELDS[n]` is not. `None` if that depends on one of these.
+    pub fn decides(&self, event: &E, unknown: u32) -> Option<bool> {
+        decides(&self.expression, event, unknown)
     }
 
     /// Bit n set: the filter reads `E::FIELDS[n]`.
@@ -121,14 +127,23 @@ impl<E: Event> Filter<E> {
     }
 }
 
-fn selects<E: Event>(expression: &Expression, event: &E) -> bool {
+fn decides<E: Event>(expression: &Expression, event: &E, unknown: u32) -> Option<bool> {
+    // One side decides if it has this result, whatever the other has; else both must be known.
+    let either = |decisive, left, right| match decides(left, event, unknown) {
+        Some(result) if result == decisive => Some(decisive),
+        left => match decides(right, event, unknown) {
+            Some(result) if result == decisive => Some(decisive),
+            right => left.and(right),
+        },
+    };
     match expression {
+        Expression::Compare { field, .. } if unknown & 1 << field != 0 => None,
         Expression::Compare { field, comparison, operand } => {
-            comparison.holds(event.value(*field).unwrap_or(0), *operand)
+            event.value(*field).map(|value| comparison.holds(value, *operand))
         }
-        Expression::Not(inner) => !selects(inner, event),
-        Expression::And(left, right) => selects(left, event) && selects(right, event),
-        Expression::Or(left, right) => selects(left, event) || selects(right, event),
+        Expression::Not(inner) => decides(inner, event, unknown).map(|result| !result),
+        Expression::And(left, right) => either(false, left, right),
+        Expression::Or(left, right) => either(true, left, right),
     }
 }
 
