@@ -11,8 +11,9 @@
 //! | port I/O | EXITINFO1 or the exit qualification |
 
 use super::cpuid;
-use super::event::{Exit, KvmExit};
+use super::event::{Event, Exit, KvmExit, field_bit};
 use super::flags::PortAccess;
+use super::gpr::Gpr;
 use super::hypercall::Abi;
 use super::isa::Isa;
 use super::{msr, svm, vmx};
@@ -138,20 +139,30 @@ impl Detail {
 
 /// The key of an exit, as tool/bpf/detail.h computes it.
 fn key(isa: Isa, exit: &Exit) -> u64 {
-    let KvmExit { exit_reason, info1, rax, rcx, .. } = exit.exit;
-    let kind = DetailKind::of(isa, exit_reason);
-    match kind {
-        DetailKind::None => 0,
-        DetailKind::Io | DetailKind::MsrImmediate if exit.knows_exit("info1") => info1,
-        DetailKind::Io | DetailKind::MsrImmediate => UNKNOWN,
-        _ if exit.exit.is_protected != 0 => UNKNOWN,
-        DetailKind::Msr if isa == Isa::Svm => u64::from(rcx as u32) | info1 << 32,
-        DetailKind::Msr => u64::from(rcx as u32),
-        DetailKind::Hypercall if exit.hypercall_abi() == Some(Abi::HyperV) => rcx & 0xffff,
-        DetailKind::Hypercall => rax,
-        DetailKind::Cpuid if cpuid::has_subleaf(rax as u32) => u64::from(rax as u32) | rcx << 32,
-        DetailKind::Cpuid => u64::from(rax as u32),
+    const INFO1: u32 = field_bit(KvmExit::FIELDS, "info1");
+    let kind = DetailKind::of(isa, exit.exit.exit_reason);
+    if kind == DetailKind::None {
+        return 0;
     }
+    let info1 = (exit.exit_unknown & INFO1 == 0).then_some(exit.exit.info1);
+    let low = |gpr| exit.operand(gpr).map(|value| u64::from(value as u32));
+    let key = match kind {
+        DetailKind::None => Some(0),
+        DetailKind::Io | DetailKind::MsrImmediate => info1,
+        DetailKind::Msr if isa == Isa::Svm => {
+            low(Gpr::Rcx).zip(info1).map(|(index, info1)| index | info1 << 32)
+        }
+        DetailKind::Msr => low(Gpr::Rcx),
+        DetailKind::Hypercall if exit.hypercall_abi() == Some(Abi::HyperV) => {
+            exit.operand(Gpr::Rcx).map(|input| input & 0xffff)
+        }
+        DetailKind::Hypercall => exit.operand(Gpr::Rax),
+        DetailKind::Cpuid => low(Gpr::Rax).and_then(|leaf| match cpuid::has_subleaf(leaf as u32) {
+            true => exit.operand(Gpr::Rcx).map(|subleaf| leaf | subleaf << 32),
+            false => Some(leaf),
+        }),
+    };
+    key.unwrap_or(UNKNOWN)
 }
 
 impl fmt::Display for Detail {

@@ -8,7 +8,9 @@
 //! Source of the events' own fields: `TRACE_EVENT_KVM_EXIT` and `TRACE_EVENT(kvm_entry)` in Linux'
 //! `arch/x86/kvm/trace.h`, whose names, types and order stay as they are.
 
+use super::gpr::Gpr;
 use super::hypercall::Abi;
+use super::isa::Level;
 use super::prelude::const_assert_eq;
 use core::fmt;
 
@@ -318,8 +320,11 @@ pub struct Exit {
     pub hypercall_abi: u8,
     /// KVM wrote the guest's RIP between exit and entry (VMX only: SVM's RIP is always known).
     pub rip_written: u8,
-    /// Padding.
-    pub reserved: [u8; 2],
+    /// Bit n set: of RAX, RBX, RCX, RDX (n from 0 to 3) at the exit the bits are known that the instruction uses, though
+    /// the register is not; another event of KVM's tells them.
+    pub operands: u8,
+    /// The same of the registers at the entry, which the instruction gave.
+    pub results: u8,
     /// The exit.
     pub exit: KvmExit,
     /// The entry that ended it; all zero if `entry_time` is 0.
@@ -342,11 +347,64 @@ impl Exit {
         KvmExit::index(field).is_some_and(|index| self.exit_unknown & 1 << index == 0)
     }
 
+    /// What the instruction found in a register: the bits that it uses. `None` if that is unknown.
+    pub fn operand(&self, gpr: Gpr) -> Option<u64> {
+        const RAX: u32 = field_bit(KvmExit::FIELDS, "rax");
+        let KvmExit { rax, rbx, rcx, rdx, .. } = self.exit;
+        let index = register_index(gpr)?;
+        let known = self.exit_unknown & RAX << index == 0 || self.operands & 1 << index != 0;
+        (known && self.exit.is_protected == 0).then(|| [rax, rbx, rcx, rdx][index as usize])
+    }
+
+    /// What the instruction left in a register: the bits that it sets. `None` if that is unknown.
+    pub fn result(&self, gpr: Gpr) -> Option<u64> {
+        const RAX: u32 = field_bit(KvmEntry::FIELDS, "rax");
+        let KvmEntry { rax, rbx, rcx, rdx, .. } = self.entry;
+        let index = register_index(gpr)?;
+        let known = self.entry_unknown & RAX << index == 0 || self.results & 1 << index != 0;
+        let known = known && self.entry_time != 0 && self.entry.is_protected == 0;
+        known.then(|| [rax, rbx, rcx, rdx][index as usize])
+    }
+
+    /// Who ran; `None` if the source does not tell.
+    pub fn level(&self) -> Option<Level> {
+        const IS_NESTED: u32 = field_bit(KvmExit::FIELDS, "is_nested");
+        (self.exit_unknown & IS_NESTED == 0).then(|| Level::from_is_nested(self.exit.is_nested))
+    }
+
     /// Whether the exit was ended by an entry, and the source knows this field of that.
     pub fn knows_entry(&self, field: &str) -> bool {
         self.entry_time != 0
             && KvmEntry::index(field).is_some_and(|index| self.entry_unknown & 1 << index == 0)
     }
+}
+
+/// The place of a register among the COMMON fields' registers.
+const fn register_index(gpr: Gpr) -> Option<u32> {
+    match gpr {
+        Gpr::Rax => Some(0),
+        Gpr::Rbx => Some(1),
+        Gpr::Rcx => Some(2),
+        Gpr::Rdx => Some(3),
+        _ => None,
+    }
+}
+
+/// The bit of the field called `name` in masks such as [`Exit::exit_unknown`]; 0 if there is none.
+pub const fn field_bit(fields: &[Field], name: &str) -> u32 {
+    let mut index = 0;
+    while index < fields.len() {
+        let (field, wanted) = (fields[index].name.as_bytes(), name.as_bytes());
+        let mut same = 0;
+        while same < field.len() && same < wanted.len() && field[same] == wanted[same] {
+            same += 1;
+        }
+        if same == field.len() && same == wanted.len() {
+            return 1 << index;
+        }
+        index += 1;
+    }
+    0
 }
 
 /// The convention that a value of [`Exit::hypercall_abi`] stands for.
@@ -365,7 +423,8 @@ pub const EXIT_C_DECLARATION: &str = "struct exit_record {
 \t__u32 entry_unknown;
 \t__u8 hypercall_abi;
 \t__u8 rip_written;
-\t__u8 reserved[2];
+\t__u8 operands;
+\t__u8 results;
 \tstruct kvm_exit exit;
 \tstruct kvm_entry entry;
 };

@@ -30,10 +30,12 @@ impl Display for Operation<'_> {
                 Isa::Vmx => vmx(f, exit),
             },
             Detail::Unknown => write!(f, "{} ?", isa.exit_reason(exit.exit.exit_reason)),
-            detail @ Detail::Msr { write: true, .. } if exit.exit.is_protected == 0 => {
-                write!(f, "{detail} <- {:#x}", exit.exit.rdx << 32 | u64::from(exit.exit.rax as u32))
-            }
-            detail @ Detail::Msr { .. } => detail.fmt(f),
+            detail @ Detail::Msr { write, .. } => match (exit.operand(Gpr::Rdx), exit.operand(Gpr::Rax)) {
+                (Some(rdx), Some(rax)) if write => {
+                    write!(f, "{detail} <- {:#x}", rdx << 32 | u64::from(rax as u32))
+                }
+                _ => detail.fmt(f),
+            },
             detail @ Detail::Hypercall { abi, .. } => {
                 write!(f, "hypercall {detail}")?;
                 arguments(f, exit, abi)
@@ -44,10 +46,12 @@ impl Display for Operation<'_> {
                 let direction = if access.is_in { "in" } else { "out" };
                 let string = if access.is_string { "s" } else { "" };
                 write!(f, "{rep}{direction}{string} {:#x}", access.port)?;
-                if access.is_in || access.is_string || exit.exit.is_protected != 0 {
-                    return Ok(());
+                match exit.operand(Gpr::Rax) {
+                    Some(rax) if !access.is_in && !access.is_string => {
+                        write!(f, " <- {:#x}", low_bytes(rax, access.size))
+                    }
+                    _ => Ok(()),
                 }
-                write!(f, " <- {:#x}", low_bytes(exit.exit.rax, access.size))
             }
         }
     }
@@ -74,26 +78,12 @@ impl Display for NestedPageFault<'_> {
     }
 }
 
-/// A register's value at the exit; `None` if the event does not have it.
-fn register(exit: &Exit, gpr: Gpr) -> Option<u64> {
-    if exit.exit.is_protected != 0 {
-        return None;
-    }
-    match gpr {
-        Gpr::Rax => Some(exit.exit.rax),
-        Gpr::Rbx => Some(exit.exit.rbx),
-        Gpr::Rcx => Some(exit.exit.rcx),
-        Gpr::Rdx => Some(exit.exit.rdx),
-        _ => None,
-    }
-}
-
 /// A hypercall's arguments: as many as its convention names for this call; of a call without names,
 /// and of an unknown convention, those that KVM's own would pass.
 fn arguments(f: &mut fmt::Formatter<'_>, exit: &Exit, abi: Option<Abi>) -> fmt::Result {
     let convention = abi.unwrap_or(Abi::Kvm);
     let registers = convention.argument_registers();
-    let number = register(exit, convention.number_register());
+    let number = exit.operand(convention.number_register());
     let named = match (abi, number) {
         (Some(abi), Some(number)) => {
             abi.call_name(abi.number(number)).map(|_| abi.argument_names(number).count())
@@ -105,7 +95,7 @@ fn arguments(f: &mut fmt::Formatter<'_>, exit: &Exit, abi: Option<Abi>) -> fmt::
         if index > 0 {
             f.write_str(", ")?;
         }
-        match register(exit, *gpr) {
+        match exit.operand(*gpr) {
             Some(value) => write!(f, "{value:#x}")?,
             None => f.write_str("…")?,
         }
@@ -130,7 +120,7 @@ fn svm(f: &mut fmt::Formatter<'_>, exit: &Exit) -> fmt::Result {
         ExitCode::NPF => {
             write!(f, "npf {:#x} {}", event.info2, PageFaultError::from_bits_retain(event.info1))
         }
-        ExitCode::VMRUN | ExitCode::VMLOAD | ExitCode::VMSAVE => match register(exit, Gpr::Rax) {
+        ExitCode::VMRUN | ExitCode::VMLOAD | ExitCode::VMSAVE => match exit.operand(Gpr::Rax) {
             Some(vmcb) => write!(f, "{code} {vmcb:#x}"),
             None => code.fmt(f),
         },
@@ -198,7 +188,7 @@ fn mov_cr(f: &mut fmt::Formatter<'_>, cr: u32, read: bool, gpr: Option<Gpr>, exi
     match (read, gpr) {
         (true, Some(gpr)) => write!(f, "mov {gpr} <- cr{cr}"),
         (true, None) => write!(f, "mov ? <- cr{cr}"),
-        (false, Some(gpr)) => match register(exit, gpr) {
+        (false, Some(gpr)) => match exit.operand(gpr) {
             Some(value) => write!(f, "mov cr{cr} <- {value:#x}"),
             None => write!(f, "mov cr{cr} <- {gpr}"),
         },

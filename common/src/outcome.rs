@@ -4,6 +4,7 @@
 use super::detail::Detail;
 use super::event::Exit;
 use super::flags::{EventInfo, EventType};
+use super::gpr::Gpr;
 use super::isa::Isa;
 use core::fmt::{self, Display};
 
@@ -90,26 +91,32 @@ impl<'a> ExitResult<'a> {
 /// `0x1f`, `ok`, `-KVM_ENOSYS`, `eax 0x1 ebx 0x2 ecx 0x3 edx 0x4`, `#GP`, `?`.
 impl Display for ExitResult<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let entry = &self.exit.entry;
+        let result = |gpr| self.exit.result(gpr);
         match self.outcome {
-            Outcome::Completed if entry.is_protected != 0 => f.write_str("?"),
             Outcome::Completed => match self.detail {
-                Detail::Msr { write: false, .. } => {
-                    write!(f, "{:#x}", entry.rdx << 32 | u64::from(entry.rax as u32))
-                }
                 Detail::Msr { write: true, .. } => f.write_str("ok"),
-                Detail::Hypercall { abi: Some(abi), .. } => abi.result(entry.rax).fmt(f),
-                Detail::Hypercall { abi: None, .. } => write!(f, "{:#x}", entry.rax),
-                Detail::Cpuid { .. } => write!(
-                    f,
-                    "eax {:#x} ebx {:#x} ecx {:#x} edx {:#x}",
-                    entry.rax as u32, entry.rbx as u32, entry.rcx as u32, entry.rdx as u32
-                ),
-                Detail::Io(access) if access.is_in && !access.is_string => {
-                    write!(f, "{:#x}", low_bytes(entry.rax, access.size))
+                Detail::Io(access) if !access.is_in || access.is_string => f.write_str("ok"),
+                Detail::Msr { write: false, .. } => match (result(Gpr::Rdx), result(Gpr::Rax)) {
+                    (Some(rdx), Some(rax)) => write!(f, "{:#x}", rdx << 32 | u64::from(rax as u32)),
+                    _ => f.write_str("?"),
+                },
+                Detail::Cpuid { .. } => {
+                    let registers = [Gpr::Rax, Gpr::Rbx, Gpr::Rcx, Gpr::Rdx].map(result);
+                    let [Some(rax), Some(rbx), Some(rcx), Some(rdx)] = registers else {
+                        return f.write_str("?");
+                    };
+                    write!(
+                        f,
+                        "eax {:#x} ebx {:#x} ecx {:#x} edx {:#x}",
+                        rax as u32, rbx as u32, rcx as u32, rdx as u32
+                    )
                 }
-                Detail::Io(_) => f.write_str("ok"),
-                Detail::None | Detail::Unknown => f.write_str("?"),
+                detail => match (detail, result(Gpr::Rax)) {
+                    (Detail::Hypercall { abi: Some(abi), .. }, Some(rax)) => abi.result(rax).fmt(f),
+                    (Detail::Hypercall { abi: None, .. }, Some(rax)) => write!(f, "{rax:#x}"),
+                    (Detail::Io(access), Some(rax)) => write!(f, "{:#x}", low_bytes(rax, access.size)),
+                    _ => f.write_str("?"),
+                },
             },
             Outcome::Exception(event) => event.fmt(f),
             Outcome::Unknown | Outcome::NotEnded => f.write_str("?"),

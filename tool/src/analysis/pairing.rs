@@ -3,9 +3,11 @@
 //!
 //! The BPF programs do the same in the kernel (tool/bpf/trace.bpf.c); this is for sources that only have records.
 
-use exitregs_common::event::{Event, Exit, KvmEntry, KvmExit, KvmNestedPageFault, abi_field};
+use exitregs_common::detail::DetailKind;
+use exitregs_common::event::{Event, Exit, KvmEntry, KvmExit, KvmNestedPageFault, abi_field, field_bit};
 use exitregs_common::flags::EventInfo;
 use exitregs_common::hypercall::Abi;
+use exitregs_common::isa::Isa;
 use std::collections::{HashMap, VecDeque};
 
 /// L2s that can be away from one vCPU at once; `TRACE_OPEN - 1` of tool/bpf/trace.h.
@@ -22,6 +24,8 @@ pub struct Occurrence {
     pub thread: u32,
     /// The thread's process, 0 if unknown.
     pub tgid: u32,
+    /// Bit n set: the event, a [`KvmExit`] or [`KvmEntry`], does not tell the field n of its table.
+    pub unknown: u32,
     /// What happened.
     pub what: What,
 }
@@ -49,8 +53,71 @@ pub enum What {
         /// Its error code, if it has one.
         error_code: Option<u32>,
     },
-    /// `kvm_hypercall` or its likes: whose the hypercall is that exited.
-    Hypercall(Abi),
+    /// `kvm_hypercall` or its likes: whose the hypercall is that exited, and what it has in registers.
+    Hypercall(Abi, Operands),
+    /// `kvm_msr`: KVM handles an MSR access.
+    Msr {
+        /// WRMSR; else RDMSR.
+        write: bool,
+        /// The MSR.
+        index: u32,
+        /// What is written, or was read.
+        data: u64,
+        /// It ends with #GP.
+        exception: bool,
+    },
+    /// `kvm_cpuid`: KVM answers a query.
+    Cpuid {
+        /// EAX.
+        leaf: u32,
+        /// ECX; `None` from a kernel whose event does not have it.
+        subleaf: Option<u32>,
+        /// The answer: RAX, RBX, RCX, RDX.
+        answer: [u64; 4],
+    },
+    /// `kvm_pio`: KVM handles a port access.
+    Pio {
+        /// OUT; else IN.
+        write: bool,
+        /// The port.
+        port: u16,
+        /// How often the instruction repeats.
+        count: u32,
+        /// What is written, or was read, the first time.
+        value: u32,
+    },
+    /// `kvm_nested_vmexit`: the exit that was last is L2's.
+    NestedExit {
+        /// Its reason.
+        exit_reason: u32,
+    },
+    /// `kvm_nested_vmexit_inject`: L0 gives L1 an exit of L2's. Reflected, if the reason is that of L2's exit; else L0
+    /// forces L2 to be left for something of its own.
+    NestedExitInject {
+        /// What L1 is told.
+        exit_reason: u32,
+    },
+    /// `kvm_nested_intr_vmexit`: L0 forces L2 to be left for an interrupt of L1's.
+    NestedInterruptExit,
+    /// `kvm_nested_vmenter_failed`: the L2 of the [`NestedEntry`](Self::NestedEntry) before is not entered.
+    NestedEntryFailed,
+    /// Events between the occurrence's time and this one were lost, of whatever thread.
+    Gap {
+        /// `u64::MAX`: to the end.
+        until: u64,
+        /// How many; 0 if that is not known.
+        lost: u64,
+    },
+}
+
+/// The bits of RAX, RBX, RCX and RDX that an instruction uses, as another event than `kvm_exit` and `kvm_entry` tells
+/// them.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Operands {
+    /// The registers.
+    pub values: [u64; 4],
+    /// Bit n set: `values[n]` is told.
+    pub known: u8,
 }
 
 /// What comes out: exits with their entries, and what stands for itself.
@@ -93,8 +160,8 @@ pub struct NestedPageFault {
     pub event: KvmNestedPageFault,
 }
 
-/// What the source of a stream cannot know.
-#[derive(Debug, Clone, Copy, Default)]
+/// What the events of a source do not tell.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Unknown {
     /// Bit n set: `KvmExit::FIELDS[n]`.
     pub exit: u32,
@@ -102,14 +169,61 @@ pub struct Unknown {
     pub entry: u32,
 }
 
+impl Unknown {
+    /// Of these the bits that are for `what`.
+    pub fn of(&self, what: &What) -> u32 {
+        match what {
+            What::Exit(_) => self.exit,
+            What::Entry(_) => self.entry,
+            _ => 0,
+        }
+    }
+}
+
 /// Pairs exits with entries.
 #[derive(Debug, Default)]
 pub struct Pairing {
-    threads: HashMap<u32, Thread>,
+    threads: Threads,
     gaps: Gaps,
-    unknown: Unknown,
     hypercall_abi_l2: Option<Abi>,
+    /// Of exits that do not tell their level it is known: L2's are followed by `kvm_nested_vmexit`.
+    nested_exits: bool,
     records: Vec<Record>,
+}
+
+/// Threads by pid.
+#[derive(Debug)]
+struct Threads {
+    threads: Vec<Thread>,
+    places: HashMap<u32, usize>,
+    /// Pids and places of threads that were last asked for, by the pid's low bits.
+    recent: [Option<(u32, usize)>; RECENT],
+}
+
+const RECENT: usize = 64;
+
+impl Default for Threads {
+    fn default() -> Self {
+        Self { threads: Vec::new(), places: HashMap::new(), recent: [None; RECENT] }
+    }
+}
+
+impl Threads {
+    fn get(&mut self, pid: u32) -> &mut Thread {
+        let recent = &mut self.recent[pid as usize % RECENT];
+        let place = match *recent {
+            Some((same, place)) if same == pid => place,
+            _ => {
+                let place = *self.places.entry(pid).or_insert_with(|| {
+                    self.threads.push(Thread::default());
+                    self.threads.len() - 1
+                });
+                *recent = Some((pid, place));
+                place
+            }
+        };
+        &mut self.threads[place]
+    }
 }
 
 /// A thread, which nearly always runs the same vCPU.
@@ -131,6 +245,10 @@ struct Vcpu {
     /// The L2 that L1 ran last, and when it began to.
     l2: Option<(u64, u64)>,
     injected: Option<Injected>,
+    /// What the instruction that exited last gives.
+    results: Operands,
+    /// The events since the last exit say that L2 is to be entered.
+    enters_l2: bool,
 }
 
 /// What is injected at the next entry, with the error code if that is known.
@@ -163,8 +281,15 @@ impl Gaps {
 
 impl Pairing {
     /// Nothing yet. `hypercall_abi_l2` is the convention of L2's hypercalls, which only L1 knows.
-    pub fn new(unknown: Unknown, hypercall_abi_l2: Option<Abi>) -> Self {
-        Self { unknown, hypercall_abi_l2, ..Self::default() }
+    pub fn new(hypercall_abi_l2: Option<Abi>) -> Self {
+        Self { hypercall_abi_l2, ..Self::default() }
+    }
+
+    /// Of exits that do not tell their level it is known if `told`: each of L2's is followed by a
+    /// [`NestedExit`](What::NestedExit).
+    pub fn nested_exits(mut self, told: bool) -> Self {
+        self.nested_exits = told;
+        self
     }
 
     /// Events between these times were lost. To be said before the first event after it is taken.
@@ -174,48 +299,109 @@ impl Pairing {
 
     /// Takes the next event; events come by time.
     pub fn take(&mut self, occurrence: &Occurrence) {
-        let Occurrence { time, thread, tgid, what } = *occurrence;
+        let &Occurrence { time, thread, tgid, unknown, ref what } = occurrence;
         let id = match what {
-            What::Exit(exit) => Some(exit.vcpu_id),
-            What::Entry(entry) => Some(entry.vcpu_id),
+            What::Exit(exit) => (unknown & EXIT_VCPU_ID == 0).then_some(exit.vcpu_id),
+            What::Entry(entry) => (unknown & ENTRY_VCPU_ID == 0).then_some(entry.vcpu_id),
             What::NestedPageFault(fault) => Some(fault.vcpu_id),
-            What::NestedEntry { .. } | What::Exception { .. } | What::Hypercall(_) => None,
+            What::Gap { until, .. } => return self.gaps.add(time, *until),
+            _ => None,
         };
-        let vcpu = self.threads.entry(thread).or_default().vcpu(id);
+        let vcpu = self.threads.get(thread).vcpu(id);
         let records = &mut self.records;
         match what {
             What::Exit(exit) => {
-                let mut exit = Exit { exit_time: time, tgid, exit, ..Exit::default() };
-                exit.exit_unknown = self.unknown.exit;
+                let mut exit =
+                    Exit { exit_time: time, tgid, exit_unknown: unknown, exit: *exit, ..Exit::default() };
+                if let Some(id) = vcpu.id {
+                    exit.exit.vcpu_id = id;
+                    exit.exit_unknown &= !EXIT_VCPU_ID;
+                }
+                if self.nested_exits {
+                    // Until a kvm_nested_vmexit says otherwise.
+                    exit.exit_unknown &= !EXIT_IS_NESTED;
+                }
                 if exit.exit.is_protected != 0 {
-                    exit.exit_unknown |= bit::<KvmExit>("guest_rip");
+                    exit.exit_unknown |= GUEST_RIP;
                 }
                 if exit.exit.is_nested != 0 {
                     exit.hypercall_abi = self.hypercall_abi_l2.map_or(0, abi_field);
                 }
                 vcpu.exit(exit, &self.gaps, records);
             }
-            What::Entry(entry) => vcpu.entry(time, entry, self.unknown.entry, &self.gaps, records),
+            What::Entry(entry) => {
+                let (mut entry, mut unknown) = (*entry, unknown);
+                if unknown & ENTRY_IS_NESTED != 0 && self.nested_exits {
+                    entry.is_nested = vcpu.enters_l2.into();
+                    unknown &= !ENTRY_IS_NESTED;
+                }
+                vcpu.entry(time, entry, unknown, &self.gaps, records);
+            }
             What::NestedPageFault(event) => {
                 let nested_state = vcpu.l2(time, &self.gaps).unwrap_or(0);
+                let event = *event;
                 records.push(Record::NestedPageFault(NestedPageFault { time, tgid, nested_state, event }));
             }
             What::NestedEntry { l2, event } => {
-                vcpu.l2 = Some((l2, time));
-                vcpu.injected = event.is_valid().then_some((event, None));
+                self.nested_exits = true;
+                vcpu.l2 = Some((*l2, time));
+                vcpu.injected = event.is_valid().then_some((*event, None));
+                vcpu.enters_l2 = true;
                 // L1 has run: what L2 does next is not the end of its last exit because it comes next.
                 vcpu.last = vcpu.last.filter(|last| *last == L1);
             }
+            What::NestedEntryFailed | What::NestedExitInject { .. } => vcpu.enters_l2 = false,
+            What::NestedExit { .. } => {
+                self.nested_exits = true;
+                vcpu.enters_l2 = true;
+                vcpu.was_nested(self.hypercall_abi_l2, &self.gaps, records);
+            }
+            What::NestedInterruptExit => {}
             What::Exception { vector, error_code } => {
                 let code = if error_code.is_some() { EventInfo::ERROR_CODE_VALID } else { 0 };
-                let info = EventInfo::VALID | EventInfo::TYPE_EXCEPTION | code | u32::from(vector);
+                let info = EventInfo::VALID | EventInfo::TYPE_EXCEPTION | code | u32::from(*vector);
                 vcpu.injected = Some((EventInfo(info), Some(error_code.unwrap_or(0))));
             }
-            What::Hypercall(abi) => {
-                if let (Some(L1), Some(exit)) = (vcpu.last, &mut vcpu.open[L1]) {
-                    exit.hypercall_abi = abi_field(abi);
+            What::Hypercall(abi, operands) => {
+                if let Some(exit) = vcpu.last_of(DetailKind::Hypercall) {
+                    if exit.exit.is_nested == 0 {
+                        exit.hypercall_abi = abi_field(*abi);
+                    }
+                    learn(exit, operands);
                 }
             }
+            What::Msr { write, index, data, .. } => {
+                let (low, high) = (*data & u64::from(u32::MAX), *data >> 32);
+                if let Some(exit) = vcpu.last_of(DetailKind::Msr) {
+                    let known = if *write { 0b1101 } else { 0b0100 };
+                    learn(exit, &Operands { values: [low, 0, (*index).into(), high], known });
+                    if !write {
+                        vcpu.results = Operands { values: [low, 0, 0, high], known: 0b1001 };
+                    }
+                }
+            }
+            What::Cpuid { leaf, subleaf, answer } => {
+                if let Some(exit) = vcpu.last_of(DetailKind::Cpuid) {
+                    let known = if subleaf.is_some() { 0b0101 } else { 0b0001 };
+                    let values = [(*leaf).into(), 0, subleaf.unwrap_or(0).into(), 0];
+                    learn(exit, &Operands { values, known });
+                    vcpu.results = Operands { values: *answer, known: 0b1111 };
+                }
+            }
+            What::Pio { write, count, value, .. } => {
+                // What is at a string's end, memory, is in no register.
+                if let Some(exit) = vcpu.last_of(DetailKind::Io)
+                    && *count == 1
+                {
+                    let value = Operands { values: [(*value).into(), 0, 0, 0], known: 0b0001 };
+                    if *write {
+                        learn(exit, &value);
+                    } else {
+                        vcpu.results = value;
+                    }
+                }
+            }
+            What::Gap { .. } => {}
         }
     }
 
@@ -226,9 +412,14 @@ impl Pairing {
         records
     }
 
+    /// What has come out since the last call, in the order in which it ended.
+    pub fn ended(&mut self) -> std::vec::Drain<'_, Record> {
+        self.records.drain(..)
+    }
+
     /// No events will come any more: the exits that no entry has ended come out as well.
     pub fn finish(&mut self) -> Vec<Record> {
-        let vcpus = self.threads.values_mut().flat_map(|thread| &mut thread.vcpus);
+        let vcpus = self.threads.threads.iter_mut().flat_map(|thread| &mut thread.vcpus);
         for exit in vcpus.flat_map(|vcpu| &mut vcpu.open).filter_map(Option::take) {
             self.records.push(Record::Exit(exit));
         }
@@ -272,6 +463,30 @@ impl Vcpu {
         records.extend(never_ended.map(Record::Exit));
         self.last = Some(place);
         self.injected = None;
+        self.results.known = 0;
+        self.enters_l2 = false;
+    }
+
+    /// The last exit is L2's.
+    fn was_nested(&mut self, abi: Option<Abi>, gaps: &Gaps, records: &mut Vec<Record>) {
+        if self.last != Some(L1) {
+            return;
+        }
+        let Some(mut exit) = self.open[L1].take() else { return };
+        exit.exit.is_nested = 1;
+        exit.exit_unknown &= !EXIT_IS_NESTED;
+        exit.hypercall_abi = abi.map_or(0, abi_field);
+        exit.nested_state = self.l2(exit.exit_time, gaps).unwrap_or(0);
+        let place = self.l2_place(exit.nested_state);
+        let never_ended = self.open[place].replace(exit);
+        records.extend(never_ended.map(Record::Exit));
+        self.last = Some(place);
+    }
+
+    /// The exit that was last, if no entry has come since and it is of this kind.
+    fn last_of(&mut self, kind: DetailKind) -> Option<&mut Exit> {
+        let exit = self.open[self.last?].as_mut()?;
+        (DetailKind::of(Isa::from_field(exit.exit.isa)?, exit.exit.exit_reason) == kind).then_some(exit)
     }
 
     /// Where an L2's exit is or may be put: where no exit is, or that of the L2 that has been away for longest.
@@ -305,7 +520,8 @@ impl Vcpu {
         for place in ended.into_iter().chain(returned) {
             let Some(mut exit) = self.open[place].take() else { continue };
             if gaps.none_in(exit.exit_time, time) {
-                end(&mut exit, time, entry, unknown, injected);
+                let results = if last == Some(place) { self.results } else { Operands::default() };
+                end(&mut exit, time, entry, unknown, injected, &results);
             }
             records.push(Record::Exit(exit));
         }
@@ -313,33 +529,68 @@ impl Vcpu {
 }
 
 /// `exit` ends with `entry`.
-fn end(exit: &mut Exit, time: u64, entry: KvmEntry, unknown: u32, injected: Option<Injected>) {
+fn end(
+    exit: &mut Exit,
+    time: u64,
+    entry: KvmEntry,
+    unknown: u32,
+    injected: Option<Injected>,
+    results: &Operands,
+) {
     exit.entry_time = time;
     if exit.next_entry_time == 0 {
         exit.next_entry_time = time;
     }
     exit.entry = entry;
     exit.entry_unknown = unknown;
-    let (intr_info, error_code) = (bit::<KvmEntry>("intr_info"), bit::<KvmEntry>("error_code"));
+    if unknown & ENTRY_REGISTERS != 0 {
+        let KvmEntry { rax, rbx, rcx, rdx, .. } = &mut exit.entry;
+        exit.results = put(results, [rax, rbx, rcx, rdx]);
+    }
     // Older kernels' kvm_entry does not say what is injected; the event that does tells of exceptions only.
-    if unknown & intr_info != 0
+    if unknown & INTR_INFO != 0
         && let Some((info, code)) = injected
     {
         exit.entry.intr_info = info.0;
         exit.entry.error_code = code.unwrap_or(0);
-        exit.entry_unknown &= !intr_info;
+        exit.entry_unknown &= !INTR_INFO;
         if code.is_some() || !info.has_error_code() {
-            exit.entry_unknown &= !error_code;
+            exit.entry_unknown &= !ERROR_CODE;
         }
     }
     if entry.is_protected != 0 {
-        exit.entry_unknown |= bit::<KvmEntry>("rip");
+        exit.entry_unknown |= ENTRY_RIP;
     }
 }
 
-fn bit<E: Event>(field: &str) -> u32 {
-    E::index(field).map_or(0, |index| 1 << index)
+/// Another event tells of an exit's operands, of which its own may not.
+fn learn(exit: &mut Exit, operands: &Operands) {
+    if exit.exit_unknown & EXIT_REGISTERS != 0 {
+        let KvmExit { rax, rbx, rcx, rdx, .. } = &mut exit.exit;
+        exit.operands = put(operands, [rax, rbx, rcx, rdx]);
+    }
 }
+
+/// Puts operands into registers; which, as in [`Operands::known`].
+fn put(operands: &Operands, registers: [&mut u64; 4]) -> u8 {
+    for (index, register) in registers.into_iter().enumerate() {
+        if operands.known & 1 << index != 0 {
+            *register = operands.values[index];
+        }
+    }
+    operands.known
+}
+
+const EXIT_VCPU_ID: u32 = field_bit(KvmExit::FIELDS, "vcpu_id");
+const EXIT_IS_NESTED: u32 = field_bit(KvmExit::FIELDS, "is_nested");
+const EXIT_REGISTERS: u32 = field_bit(KvmExit::FIELDS, "rax");
+const GUEST_RIP: u32 = field_bit(KvmExit::FIELDS, "guest_rip");
+const ENTRY_VCPU_ID: u32 = field_bit(KvmEntry::FIELDS, "vcpu_id");
+const ENTRY_IS_NESTED: u32 = field_bit(KvmEntry::FIELDS, "is_nested");
+const ENTRY_REGISTERS: u32 = field_bit(KvmEntry::FIELDS, "rax");
+const ENTRY_RIP: u32 = field_bit(KvmEntry::FIELDS, "rip");
+const INTR_INFO: u32 = field_bit(KvmEntry::FIELDS, "intr_info");
+const ERROR_CODE: u32 = field_bit(KvmEntry::FIELDS, "error_code");
 
 #[cfg(test)]
 mod tests;

@@ -3,6 +3,7 @@
 
 pub mod bpf;
 pub mod choose;
+pub mod file;
 pub mod format;
 pub mod native;
 pub mod page;

@@ -2,6 +2,7 @@
 //! Streams of a model that knows which entry ends which exit.
 
 use super::*;
+use exitregs_common::svm::ExitCode;
 use proptest::prelude::*;
 
 /// What a vCPU of the model does next.
@@ -33,7 +34,7 @@ fn model(steps: &[(usize, Step)]) -> (Vec<Occurrence>, Ends) {
     for &(thread, step) in steps {
         let mut push = |what| {
             let time = 100 + 10 * occurrences.len() as u64;
-            occurrences.push(Occurrence { time, thread: thread as u32, tgid: 7, what });
+            occurrences.push(Occurrence { time, thread: thread as u32, tgid: 7, unknown: 0, what });
             time
         };
         let nested = |l2: Option<u64>| u8::from(l2.is_some());
@@ -118,10 +119,6 @@ proptest! {
     }
 }
 
-fn occurrence(time: u64, what: What) -> Occurrence {
-    Occurrence { time, thread: 5, tgid: 4, what }
-}
-
 fn exit(is_nested: u8) -> What {
     What::Exit(KvmExit { is_nested, ..KvmExit::default() })
 }
@@ -131,9 +128,10 @@ fn entry(is_nested: u8) -> What {
 }
 
 fn run(unknown: Unknown, whats: &[What]) -> Vec<Record> {
-    let mut pairing = Pairing::new(unknown, Some(Abi::Xen));
+    let mut pairing = Pairing::new(Some(Abi::Xen));
     for (time, what) in whats.iter().enumerate() {
-        pairing.take(&occurrence(10 + time as u64, *what));
+        let (time, unknown) = (10 + time as u64, unknown.of(what));
+        pairing.take(&Occurrence { time, thread: 5, tgid: 4, unknown, what: *what });
     }
     pairing.finish()
 }
@@ -147,7 +145,7 @@ fn exits(unknown: Unknown, whats: &[What]) -> Vec<Exit> {
 }
 
 fn older() -> Unknown {
-    Unknown { exit: 0, entry: bit::<KvmEntry>("intr_info") | bit::<KvmEntry>("error_code") }
+    Unknown { exit: 0, entry: INTR_INFO | ERROR_CODE }
 }
 
 #[test]
@@ -211,7 +209,12 @@ fn of_five_l2s_the_longest_away_ends_without_an_entry() {
 
 #[test]
 fn hypercalls_are_whose_event_tells() {
-    let whats = [exit(0), What::Hypercall(Abi::HyperV), entry(0), exit(0), entry(1), exit(1), entry(1)];
+    let hypercall = |is_nested| {
+        let (isa, exit_reason) = (Isa::Svm as u32, ExitCode::VMMCALL.0);
+        What::Exit(KvmExit { is_nested, isa, exit_reason, ..KvmExit::default() })
+    };
+    let told = What::Hypercall(Abi::HyperV, Operands::default());
+    let whats = [hypercall(0), told, entry(0), hypercall(0), entry(1), hypercall(1), entry(1)];
     let abis: Vec<_> = exits(Unknown::default(), &whats).iter().map(Exit::hypercall_abi).collect();
     assert_eq!(abis, [Some(Abi::HyperV), None, Some(Abi::Xen)]);
 }

@@ -2,7 +2,7 @@
 //! The events that are traced, and what their records say.
 
 use super::Provider;
-use crate::analysis::pairing::{Unknown, What};
+use crate::analysis::pairing::{Operands, Unknown, What};
 use crate::source::format::{Format, FormatError, Layout, Place};
 use exitregs_common::event::{Event, KvmEntry, KvmExit, KvmNestedPageFault};
 use exitregs_common::flags::EventInfo;
@@ -158,7 +158,8 @@ impl Events {
                     .flatten()
                     .map(|code| code as u32),
             },
-            Decoder::Hypercall(abi) => What::Hypercall(*abi),
+            // The registers are in kvm_exit.
+            Decoder::Hypercall(abi) => What::Hypercall(*abi, Operands::default()),
             Decoder::NewTask { pid, flags } => {
                 let is_thread = flags.read(record)? & CLONE_THREAD != 0;
                 let said = Said::NewTask { pid: pid.read(record)? as u32, is_thread };

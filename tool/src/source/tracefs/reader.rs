@@ -146,7 +146,8 @@ impl Reader {
                         Some((thread, Said::Vcpu(what))) => {
                             // Asked now, before the thread ends; answered when all CPUs' events are here.
                             self.threads.process(thread, now);
-                            self.pending.push(Occurrence { time, thread, tgid: 0, what });
+                            let unknown = self.events.unknown.of(&what);
+                            self.pending.push(Occurrence { time, thread, tgid: 0, unknown, what });
                         }
                         Some((creator, Said::NewTask { pid, is_thread })) => {
                             self.threads.started(creator, pid, is_thread, now);

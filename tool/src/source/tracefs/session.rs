@@ -34,7 +34,6 @@ impl Session {
         instance.set("trace_clock", "mono")?;
         // The reader is told of what is overwritten, not of what is refused.
         instance.set("options/overwrite", "1")?;
-        let unknown = events.unknown;
         let provider = events.provider;
         let systems: Vec<_> = events.names().map(|name| (name, events.system(name))).collect();
         let reader = Reader::open(&instance, events)?;
@@ -67,7 +66,7 @@ impl Session {
                 instance.enable(system, event)?;
             }
         }
-        let pairing = Pairing::new(unknown, selection.hypercall_abi_l2);
+        let pairing = Pairing::new(selection.hypercall_abi_l2);
         Ok(Self { reader, instance, pairing, vms: selection.vms.clone(), _guard: guard })
     }
 
