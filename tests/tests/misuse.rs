@@ -79,7 +79,7 @@ fn wrong_arguments(boot: &mut Boot) {
         (&["trace", "--vm", "4194305"], &["--vm", "there is no process 4194305"]),
         (&["stat", "--vm", "no-such-vm"], &["--vm", "no running VM is called `no-such-vm`"]),
         (&["trace", "--where", "rcx = 5"], &["--where", "  | rcx = 5\n", "\n  |     ^", "== != <"]),
-        (&["stat", "--where", "rcx == 5 && cpu == 1"], &["there is no field `cpu`", "^^^", "guest_rip"]),
+        (&["stat", "--where", "rcx == 5 && rdi == 1"], &["there is no field `rdi`", "^^^", "guest_rip"]),
         (&["trace", "--where", "is_nested"], &["a field alone is not a condition", "is_nested == 1"]),
         (&["trace", "--where", ""], &["--where", "expected a field's name"]),
         (&["trace", "--where", "(rax == 1"], &["never closed", "\n  | ^"]),

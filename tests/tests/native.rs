@@ -406,8 +406,10 @@ fn refused_filters(boot: &mut Boot) {
         .run(native("deep", &["--duration", "50ms", "--where", &long]));
     boot.test(scenario, move |played| {
         // 7.3's event has the field, 6.12's has not.
-        let words =
-            ["the kernel refuses the filter for kvm_exit", "Field not found", "Command: ", "requests == 0x1"];
+        let words = [
+            "the kernel refuses the filter for kvm_exit: Field not found\n",
+            "  | requests == 0x1\n  | ^^^^^^^^\n",
+        ];
         for name in ["field", "stat-field", "count-field"] {
             played.failed(name, 1, &words)?;
         }

@@ -189,29 +189,98 @@ fn names_are_numbers() {
     assert_eq!(vmx.to_string(), "exit_reason == 0x30");
 }
 
+/// What is said of a bad filter: the message, what is marked, the help.
+#[track_caller]
+fn refused(text: &str, message: &str, marked: &str, help: &str) {
+    let error = Filter::<KvmExit>::parse(text, Isa::Svm).unwrap_err();
+    assert_eq!((error.message.as_str(), &text[error.span.clone()]), (message, marked), "{error}");
+    let said = error.help.unwrap_or_default();
+    assert!(said.starts_with(help) && said.is_empty() == help.is_empty(), "{text}: {said}");
+}
+
 #[test]
-fn errors_show_the_place() {
+fn errors_mark_the_place() {
     let error = |text: &str| Filter::<KvmExit>::parse(text, Isa::Svm).unwrap_err().to_string();
     assert_eq!(
         error("is_nested && rax == 1"),
-        "a field alone is not a condition\n  | is_nested && rax == 1\n  | ^^^^^^^^^\n  = write `is_nested == 1` or `is_nested != 0`"
+        "a field alone is not a condition\n  | is_nested && rax == 1\n  | ^^^^^^^^^\n  = help: write `is_nested == 1` or `is_nested != 0`"
     );
-    assert!(
-        error("rax == 1 && foo == 2")
-            .contains("\n  |             ^^^\n  = the fields are exit_reason, guest_rip")
+    assert!(error("é == 1 && rax == 0").contains("\n  | é == 1 && rax == 0\n  | ^\n"));
+    assert!(error("").ends_with("\n  | \n  | ^"));
+}
+
+#[test]
+fn fields_that_there_are_not() {
+    let unknown = "there is no field `foo`";
+    refused("rax == 1 && foo == 2", unknown, "foo", "the fields are exit_reason, guest_rip");
+    refused(
+        "exit_reasn == 2",
+        "there is no field `exit_reasn`",
+        "exit_reasn",
+        "did you mean `exit_reason`? the fields",
     );
-    assert!(error("rax ~ \"x\"").contains("`~` is for strings"));
-    assert!(error("rax == \"x\"").contains("`rax` is a number, not a string"));
-    assert!(error("rax = 1").contains("expected a comparison"));
-    assert!(error("rax == -1").contains("`rax` is unsigned"));
-    assert!(error("rax == 0x10000000000000000").contains("does not fit into 64 bits"));
-    assert!(error("rax == 08").contains("not a number"));
-    assert!(error("(rax == 1").contains("never closed\n  | (rax == 1\n  | ^"));
-    assert!(error("rax == 1)").contains("never opened\n  | rax == 1)\n  |         ^"));
-    assert!(error("").contains("expected a field's name"));
-    assert!(error("rax == 1 rbx == 2").contains("expected `&&`, `||` or the end"));
+    refused("RCX == 2", "there is no field `RCX`", "RCX", "did you mean `rcx`?");
+    refused("comm == \"qemu\"", "there is no field `comm`", "comm", "that is of the host's thread");
+    refused("0x7c == exit_reason", "there is no field `0x7c`", "0x7c", "the field comes first");
+}
+
+#[test]
+fn what_is_no_condition() {
+    let bare = "a field alone is not a condition";
+    refused("(rax)", bare, "rax", "write `rax == 1`");
+    refused("rax == 1 || !is_nested", bare, "is_nested", "write `is_nested == 1`");
+    let expected = "expected a comparison";
+    refused("rax = 1", expected, "=", "the comparisons are == != < <= > >= &");
+    refused("rax ~ \"x*\"", expected, "~", "`~` is for strings, and `rax` is a number");
+    refused("rax === 1", "there is no such comparison", "===", "");
+    refused("", "expected a field's name", "", "");
+    refused("rax == 1 && ()", "expected a field's name", ")", "");
+}
+
+#[test]
+fn what_is_no_number() {
+    refused("rax == \"a b\" && rbx == 1", "`rax` is a number, and this is a string", "\"a b\"", "");
+    refused("rax == 'x", "`rax` is a number, and this is a string", "'x", "");
+    refused("rax ==", "expected a number", "", "");
+    refused("rax == -1", "not a number", "-1", "`rax` is unsigned");
+    refused("rax == 08", "not a number", "08", "");
+    refused("rax == 0x10000000000000000", "the number does not fit into 64 bits", "0x10000000000000000", "");
+    let zeros = "000000000000000000000001";
+    refused(&format!("rax == {zeros}"), "a number of 24 characters; the kernel takes 23 at most", zeros, "");
+    let name = "`foo` is neither a number nor a known name";
+    refused("rax == foo", name, "foo", "");
+    refused(
+        "rax == rbx",
+        "`rbx` is neither a number nor a known name",
+        "rbx",
+        "a field is compared with a number",
+    );
+    let reason = "`ept_violation` is neither a number nor a known name";
+    refused("exit_reason == ept_violation", reason, "ept_violation", "it is an exit reason of vmx's");
+}
+
+#[test]
+fn what_does_not_go_together() {
+    refused("(rax == 1", "this parenthesis is never closed", "(", "");
+    refused("rax == 1)", "this parenthesis was never opened", ")", "");
+    refused("rax == 1 rbx == 2", "expected `&&`, `||` or the end of the filter", "rbx", "");
+    refused("rax == 1 and rbx == 2", "expected `&&`, `||` or the end of the filter", "and", "write `&&`");
+    refused("(rax == 1 OR rbx == 2)", "expected `&&`, `||` or `)`", "OR", "write `||`");
+    refused("rax == 1 & rbx == 2", "expected `&&`, `||` or the end of the filter", "&", "");
+    refused("rax == 1\u{a0}", "expected `&&`, `||` or the end of the filter", "\u{a0}", "");
+}
+
+#[test]
+fn what_is_too_much() {
+    let error = |text: &str| Filter::<KvmExit>::parse(text, Isa::Svm).unwrap_err().message;
     assert!(error(&"(".repeat(1000)).contains("nested more than"));
-    assert!(error(&"!".repeat(100_000)).contains("nested more than"));
+    assert!(error(&"!".repeat(4000)).contains("nested more than"));
+    let long = vec!["rax == 1"; 400].join(" || ");
+    assert_eq!(error(&long), "4796 bytes, but the kernel takes 4095 at most");
+    assert!(error(&"é".repeat(3000)).starts_with("6000 bytes"));
+    let fits = vec!["rax&1"; 585].join("||");
+    assert_eq!(fits.len(), 4093);
+    assert!(parse(&fits).selects(&KvmExit { rax: 1, ..KvmExit::default() }));
 }
 
 #[test]

@@ -1,21 +1,26 @@
 // SPDX-License-Identifier: MIT
 //! Filters over an event's fields, in the language of the kernel's trace event filters.
 //!
-//! [`parse`](Filter::parse) follows `kernel/trace/trace_events_filter.c`: comparisons `== != < <= > >=`
-//! and `&` (any bit in common) of a field with a number, `!`, `&&`, `||` and parentheses; `&&` binds
-//! tighter than `||`. As in the kernel a bare field is not a condition, and a number is cut to the
-//! field's size. Beyond the kernel's, a number may be an MSR's name, or for `exit_reason` an exit
-//! reason's; [`Display`](std::fmt::Display) prints the numbers, for the kernel.
+//! [`parse`](Filter::parse) follows `kernel/trace/trace_events_filter.c`: comparisons `== != < <= > >=` and `&` (any bit in
+//! common) of a field with a number, `!`, `&&`, `||` and parentheses; `&&` binds tighter than `||`. As in the kernel a bare
+//! field is not a condition, a number is cut to the field's size, and neither it nor the text may be too long. Beyond the
+//! kernel's, a number may be an MSR's name, or for `exit_reason` an exit reason's; [`Display`](std::fmt::Display) prints
+//! the numbers, for the kernel. Left out is what is not of the guest (`common_pid`, `comm`, `CPU`) or not of numbers (`~`).
 
 mod parse;
 mod program;
+mod refusal;
 
 pub use parse::ParseError;
 pub use program::{MAX_OPERATIONS, Operation, Operator, TooLong};
+pub use refusal::refusal;
 
 use exitregs_common::event::{Event, Field};
 use std::fmt;
 use std::marker::PhantomData;
+
+/// The most bytes of a filter's text that the kernel takes: it is shorter than a page.
+pub const MAX_LENGTH: usize = 4095;
 
 /// How a field is compared with a number; all fields are unsigned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

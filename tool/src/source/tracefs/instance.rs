@@ -2,14 +2,12 @@
 //! A tracefs instance of our own: ring buffers, filters and enabled events that nobody else's tracing meets.
 
 use super::file;
+use crate::filter::{MAX_LENGTH, refusal};
 use crate::vm::threads;
 use anyhow::{Context, Result, anyhow};
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
-
-/// The kernel takes filters shorter than a page.
-const FILTER_LIMIT: usize = 4095;
 
 /// An instance, removed when dropped.
 #[derive(Debug)]
@@ -73,17 +71,17 @@ impl Instance {
     /// unfiltered.
     pub fn set_filter(&self, system: &str, event: &str, filter: &str) -> Result<()> {
         let path = self.file(&format!("events/{system}/{event}/filter"));
-        if filter.len() > FILTER_LIMIT {
+        if filter.len() > MAX_LENGTH {
             return Err(anyhow!(
-                "the filter for {event} has {} characters, but the kernel takes {FILTER_LIMIT} at most: \
+                "the filter for {event} has {} characters, but the kernel takes {MAX_LENGTH} at most: \
                  select less at once",
                 filter.len()
             ));
         }
         if let Err(error) = file::write(&path, filter) {
             let log = file::read(&self.file("error_log")).unwrap_or_default();
-            return Err(match explanation(&log) {
-                Some(why) => anyhow!("the kernel refuses the filter for {event}\n{why}"),
+            return Err(match refusal(&log) {
+                Some(why) => anyhow!("the kernel refuses the filter for {event}: {why}"),
                 None => error.context(format!("the kernel refuses the filter for {event}")),
             });
         }
