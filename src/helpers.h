@@ -1,0 +1,12 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/* The kernel's macros that Rust cannot call, as functions. */
+
+struct hlist_head;
+struct pt_regs;
+
+struct hlist_head *exitregs_perf_events(struct hlist_head __percpu *events);
+void exitregs_perf_caller_regs(struct pt_regs *regs);
+void exitregs_preempt_disable(void);
+void exitregs_preempt_enable(void);
+bool exitregs_has_vmx(void);
+bool exitregs_has_svm(void);

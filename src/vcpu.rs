@@ -1,0 +1,187 @@
+// SPDX-License-Identifier: GPL-2.0
+//! A vCPU, as KVM's tracepoints `kvm_exit` and `kvm_entry` pass it.
+//!
+//! C headers: [`arch/x86/include/asm/kvm_host.h`](srctree/arch/x86/include/asm/kvm_host.h),
+//! [`arch/x86/include/asm/svm.h`](srctree/arch/x86/include/asm/svm.h).
+
+use core::mem::{offset_of, MaybeUninit};
+
+use crate::bindings;
+use crate::layout;
+use crate::version;
+use crate::vmcs::Vmcs;
+
+/// What an exit is about, in the tracepoint's terms.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct ExitInfo {
+    pub(crate) reason: u32,
+    pub(crate) info1: u64,
+    pub(crate) info2: u64,
+    pub(crate) intr_info: u32,
+    pub(crate) error_code: u32,
+}
+
+/// The registers that COMMON has.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Registers {
+    pub(crate) rax: u64,
+    pub(crate) rbx: u64,
+    pub(crate) rcx: u64,
+    pub(crate) rdx: u64,
+}
+
+/// The vCPU that this CPU is running, between its being loaded and its being put, with interrupts disabled.
+#[derive(Clone, Copy)]
+pub(crate) struct Vcpu<'a>(&'a bindings::kvm_vcpu);
+
+impl<'a> Vcpu<'a> {
+    /// # Safety
+    /// `vcpu` must be what `kvm_exit` or `kvm_entry` gave a probe that is still running.
+    #[inline(always)]
+    pub(crate) unsafe fn new(vcpu: *mut bindings::kvm_vcpu) -> Self {
+        // SAFETY: By the requirement. Others than this CPU write to `requests` alone, which is read as volatile.
+        Self(unsafe { &*vcpu })
+    }
+
+    /// As KVM_CREATE_VCPU was given it.
+    #[inline(always)]
+    pub(crate) fn id(self) -> u32 {
+        self.0.vcpu_id as u32
+    }
+
+    /// The `KVM_REQ_*` bits that are pending.
+    #[inline(always)]
+    pub(crate) fn requests(self) -> u64 {
+        // SAFETY: A reference is valid. Other CPUs set bits meanwhile: READ_ONCE().
+        unsafe { (&raw const self.0.requests).read_volatile() }
+    }
+
+    /// `is_guest_mode()`, by the statistic that KVM keeps equal to it: the flag itself is a private bit.
+    #[inline(always)]
+    pub(crate) fn is_nested(self) -> bool {
+        self.0.stat.guest_mode != 0
+    }
+
+    /// SEV-ES, SEV-SNP or TDX.
+    #[inline(always)]
+    pub(crate) fn is_protected(self) -> bool {
+        self.0.arch.guest_state_protected
+    }
+
+    /// The registers, 0 where KVM cannot know them.
+    #[inline(always)]
+    pub(crate) fn registers(self) -> Registers {
+        if self.is_protected() {
+            return Registers::default();
+        }
+        // RAX, RCX, RDX, RBX: as instructions encode them.
+        let regs = &self.0.arch.regs;
+        Registers { rax: regs[0], rcx: regs[1], rdx: regs[2], rbx: regs[3] }
+    }
+
+    /// The VMCS of a VMX vCPU; none for TDX, whose vCPUs have none that the host may read.
+    ///
+    /// # Safety
+    /// The vCPU must be one of VMX.
+    #[inline(always)]
+    unsafe fn vmcs(self) -> Option<Vmcs> {
+        // SAFETY: KVM has loaded the VMCS of the vCPU that this CPU runs. On Hyper-V, where KVM may have put a structure in
+        // memory in its place, the module does not load.
+        (!self.is_protected()).then(|| unsafe { Vmcs::current() })
+    }
+
+    /// RIP, or 0 where KVM cannot know it.
+    ///
+    /// # Safety
+    /// `is_vmx` must tell VMX from SVM.
+    #[inline(always)]
+    pub(crate) unsafe fn rip(self, is_vmx: bool) -> u64 {
+        if self.is_protected() {
+            return 0;
+        }
+        match version::cached_rip(&self.0.arch) {
+            Some(rip) => rip,
+            // SAFETY: By the requirement.
+            None if is_vmx => unsafe { self.vmcs() }.map_or(0, |vmcs| vmcs.guest_rip()),
+            None => 0,
+        }
+    }
+
+    /// What `get_exit_info()` of KVM tells; `None` if that cannot be known.
+    ///
+    /// # Safety
+    /// The vCPU must have exited, and `is_vmx` tell VMX from SVM.
+    #[inline(always)]
+    pub(crate) unsafe fn exit_info(self, is_vmx: bool) -> Option<ExitInfo> {
+        if is_vmx {
+            // SAFETY: By the requirement.
+            return unsafe { self.vmcs() }.map(|vmcs| vmcs.exit());
+        }
+        let control = self.control()?;
+        let intr_info = control.exit_int_info;
+        Some(ExitInfo {
+            reason: control.exit_code as u32,
+            info1: control.exit_info_1,
+            info2: control.exit_info_2,
+            intr_info,
+            error_code: if has_error_code(intr_info) { control.exit_int_info_err } else { 0 },
+        })
+    }
+
+    /// The event that KVM injects at this entry and its error code; `None` if that cannot be known.
+    ///
+    /// # Safety
+    /// `is_vmx` must tell VMX from SVM.
+    #[inline(always)]
+    pub(crate) unsafe fn entry_info(self, is_vmx: bool) -> Option<(u32, u32)> {
+        if is_vmx {
+            // SAFETY: By the requirement.
+            return unsafe { self.vmcs() }.map(|vmcs| vmcs.entry());
+        }
+        let control = self.control()?;
+        let intr_info = control.event_inj;
+        Some((intr_info, if has_error_code(intr_info) { control.event_inj_err } else { 0 }))
+    }
+
+    /// The control area of the VMCB that an SVM vCPU runs with. `None` if it is not where it should be, by what the module
+    /// was told.
+    #[inline(always)]
+    fn control(self) -> Option<bindings::vmcb_control_area> {
+        const PAGE_MASK: u64 = 0xfff;
+
+        let pointer: *const u64 = (&raw const *self.0).cast::<u8>().wrapping_add(layout::vmcb_offset()).cast();
+        // SAFETY: The function reads from any address, or does not.
+        let vmcb: u64 = unsafe { read(pointer) }?;
+        // A VMCB is a page; this is all that can be told of an address.
+        if vmcb == 0 || vmcb & PAGE_MASK != 0 {
+            return None;
+        }
+        let control = vmcb.wrapping_add(offset_of!(bindings::vmcb, control) as u64);
+        // SAFETY: As above.
+        unsafe { read(control as *const bindings::vmcb_control_area) }
+    }
+}
+
+/// Reads from kernel memory; `None` if that faults.
+///
+/// # Safety
+/// Every pattern of bits must be a `T`.
+#[inline(always)]
+unsafe fn read<T>(from: *const T) -> Option<T> {
+    let mut value = MaybeUninit::<T>::uninit();
+    // SAFETY: The destination is as large as the size says; the source may be anything.
+    let failed = unsafe {
+        bindings::copy_from_kernel_nofault(value.as_mut_ptr().cast(), from.cast(), size_of::<T>() as _)
+    };
+    // SAFETY: Every byte was written, and by the requirement that makes a value.
+    (failed == 0).then(|| unsafe { value.assume_init() })
+}
+
+/// Whether SVM's event information says that there is an error code.
+#[inline(always)]
+const fn has_error_code(intr_info: u32) -> bool {
+    const VALID: u32 = 1 << 31;
+    const VALID_ERROR: u32 = 1 << 11;
+
+    intr_info & (VALID | VALID_ERROR) == VALID | VALID_ERROR
+}

@@ -1,0 +1,47 @@
+// SPDX-License-Identifier: GPL-2.0
+//! What differs between versions of the kernel. `Kbuild` looks into its headers and sets the `exitregs_` configurations.
+
+use crate::bindings;
+
+/// Keeps preemption disabled in a probe, where the kernel does not do it for its probes.
+pub(crate) struct PreemptionGuard(());
+
+impl PreemptionGuard {
+    /// Disables preemption until the result is dropped.
+    #[inline(always)]
+    pub(crate) fn new() -> Self {
+        #[cfg(exitregs_preemptible_tracepoints)]
+        // SAFETY: It only counts; the counterpart is in `drop`.
+        unsafe {
+            bindings::exitregs_preempt_disable()
+        };
+        Self(())
+    }
+}
+
+impl Drop for PreemptionGuard {
+    #[inline(always)]
+    fn drop(&mut self) {
+        #[cfg(exitregs_preemptible_tracepoints)]
+        // SAFETY: `new` disabled it.
+        unsafe {
+            bindings::exitregs_preempt_enable()
+        };
+    }
+}
+
+/// The number of RIP in `regs_avail`.
+#[cfg(exitregs_arch_rip)]
+const RIP: u32 = bindings::kvm_reg_VCPU_REG_RIP;
+#[cfg(not(exitregs_arch_rip))]
+const RIP: u32 = bindings::kvm_reg_VCPU_REGS_RIP;
+
+/// The vCPU's RIP, if KVM has it: on VMX it stays in the VMCS until somebody asks for it.
+#[inline(always)]
+pub(crate) fn cached_rip(arch: &bindings::kvm_vcpu_arch) -> Option<u64> {
+    #[cfg(exitregs_arch_rip)]
+    let (available, rip) = (arch.regs_avail[0] as u32, arch.rip);
+    #[cfg(not(exitregs_arch_rip))]
+    let (available, rip) = (arch.regs_avail, arch.regs[RIP as usize]);
+    (available & 1 << RIP != 0).then_some(rip)
+}
