@@ -94,7 +94,7 @@ impl Format {
 }
 
 /// The fields that a text describes, each in a line such as `field:u64 info1; offset:32; size:8; signed:0;`.
-pub(super) fn fields(text: &str) -> Result<Vec<(String, Place)>, FormatError> {
+pub(in crate::source) fn fields(text: &str) -> Result<Vec<(String, Place)>, FormatError> {
     let lines = text.lines().enumerate().filter(|(_, line)| line.trim_start().starts_with("field:"));
     lines
         .map(|(number, line)| {
@@ -112,15 +112,35 @@ fn field(line: &str) -> Option<(String, Place)> {
     Some((name.to_owned(), Place { offset: number("offset:")?, size: number("size:")? }))
 }
 
-pub(super) fn find(fields: &[(String, Place)], name: &str) -> Option<Place> {
+pub(in crate::source) fn find(fields: &[(String, Place)], name: &str) -> Option<Place> {
     fields.iter().find(|(field, _)| field == name).map(|(_, place)| *place)
 }
 
-/// Where the fields of `E` lie in the records of the running kernel.
+/// No event has more fields.
+const MAX_FIELDS: usize = 16;
+
+/// How a field is taken out of a record: the eight bytes from `offset`, shifted and masked, whatever its size.
+#[derive(Debug, Clone, Copy, Default)]
+struct Column {
+    offset: usize,
+    shift: u32,
+    /// 0 if records do not have the field.
+    mask: u64,
+}
+
+/// Where the fields of `E` lie in records.
 #[derive(Debug, Clone)]
 pub struct Layout<E> {
-    places: Vec<Option<Place>>,
+    columns: [Column; MAX_FIELDS],
+    absent: u32,
+    /// Bytes that a record has at least.
+    length: usize,
     event: PhantomData<E>,
+}
+
+fn size_error(format: &Format, field: &Field, found: Place) -> FormatError {
+    let event = format.name.clone();
+    FormatError::Size { event, field: field.name, found: found.size, expected: field.size }
 }
 
 impl<E: Event> Layout<E> {
@@ -137,42 +157,59 @@ impl<E: Event> Layout<E> {
         if !missing.is_empty() {
             return Err(FormatError::NoField { event: format.name.clone(), fields: missing });
         }
-        Self::of_any(format)
+        let sizes = E::FIELDS.iter().filter_map(|field| Some((field, format.place(field.name)?)));
+        match sizes.into_iter().find(|(field, place)| place.size != field.size) {
+            Some((field, place)) => Err(size_error(format, field, place)),
+            None => Self::of_any(format),
+        }
     }
 
-    /// As [`of`](Self::of), whichever fields are missing.
+    /// As [`of`](Self::of), whichever fields are missing: other kernels' events have fewer.
     ///
     /// # Errors
-    /// A field has another size.
+    /// A field is larger than it should be, or is no number.
     pub fn of_any(format: &Format) -> Result<Self, FormatError> {
-        let place = |field: &Field| match format.place(field.name) {
-            Some(Place { size, .. }) if size != field.size => Err(FormatError::Size {
-                event: format.name.clone(),
-                field: field.name,
-                found: size,
-                expected: field.size,
-            }),
-            place => Ok(place),
-        };
-        Ok(Self { places: E::FIELDS.iter().map(place).collect::<Result<_, _>>()?, event: PhantomData })
+        const { assert!(E::FIELDS.len() <= MAX_FIELDS) };
+        let places: Vec<_> = E::FIELDS.iter().map(|field| format.place(field.name)).collect();
+        let end = |place: &Place| place.offset.checked_add(place.size);
+        let mut layout =
+            Self { columns: Default::default(), absent: 0, length: size_of::<u64>(), event: PhantomData };
+        for (field, place) in E::FIELDS.iter().zip(&places) {
+            if let Some(place) = place {
+                // A 32-bit kernel's `long` is shorter.
+                if place.size > field.size || ![1, 2, 4, 8].contains(&place.size) {
+                    return Err(size_error(format, field, *place));
+                }
+                layout.length =
+                    layout.length.max(end(place).ok_or_else(|| size_error(format, field, *place))?);
+            }
+        }
+        for (index, place) in places.into_iter().enumerate() {
+            let Some(Place { offset, size }) = place else {
+                layout.absent |= 1 << index;
+                continue;
+            };
+            let window = offset.min(layout.length - size_of::<u64>());
+            let (shift, mask) = (8 * (offset - window) as u32, u64::MAX >> (64 - 8 * size));
+            layout.columns[index] = Column { offset: window, shift, mask };
+        }
+        Ok(layout)
     }
 
-    /// Bit n set: this kernel's event lacks `E::FIELDS[n]`.
+    /// Bit n set: the event lacks `E::FIELDS[n]`.
     pub fn absent(&self) -> u32 {
-        self.places.iter().enumerate().filter(|(_, place)| place.is_none()).map(|(index, _)| 1 << index).sum()
+        self.absent
     }
 
     /// The fields of a record; absent ones are 0. `None` if the record is too short.
+    #[inline]
     pub fn decode(&self, record: &[u8]) -> Option<E> {
-        let mut complete = true;
-        let event = E::from_values(|index| match self.places[index] {
-            Some(place) => place.read(record).unwrap_or_else(|| {
-                complete = false;
-                0
-            }),
-            None => 0,
-        });
-        complete.then_some(event)
+        let record = record.get(..self.length)?;
+        Some(E::from_values(|index| {
+            let Column { offset, shift, mask } = self.columns[index % MAX_FIELDS];
+            let window = record[offset..].first_chunk().copied().unwrap_or_default();
+            u64::from_ne_bytes(window) >> shift & mask
+        }))
     }
 }
 

@@ -1,11 +1,22 @@
 // SPDX-License-Identifier: MIT
 //! Files that other tools have written, and streams of the same formats: what happened, by time.
 
-use crate::analysis::pairing::{Occurrence, Unknown};
-use anyhow::Result;
+mod ahead;
+mod decode;
+mod input;
+mod merge;
+pub mod trace_dat;
+
+use crate::analysis::pairing::{Occurrence, Unknown, What};
+use ahead::Ahead;
+use anyhow::{Context, Result};
 use exitregs_common::isa::Isa;
+use input::Input;
 use std::collections::BTreeMap;
 use std::fmt;
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::fd::AsFd;
 use std::path::Path;
 
 /// What is known of a file as a whole, and may grow as it is read.
@@ -30,6 +41,22 @@ pub struct Description {
     pub nested_exit_causes: bool,
     /// Names of processes and threads, by pid.
     pub commands: BTreeMap<u32, String>,
+    /// Changes whenever something else of this does.
+    pub generation: u32,
+}
+
+impl Description {
+    /// These have been read.
+    fn saw(&mut self, batch: &[Occurrence]) {
+        let isa = |occurrence: &Occurrence| match &occurrence.what {
+            What::Exit(exit) => Isa::from_field(exit.isa),
+            _ => None,
+        };
+        if self.isa.is_none() {
+            self.isa = batch.iter().find_map(isa);
+            self.generation += u32::from(self.isa.is_some());
+        }
+    }
 }
 
 /// Where a file makes no sense, and why.
@@ -39,6 +66,12 @@ pub struct Damage {
     pub offset: u64,
     /// What is wrong.
     pub what: String,
+}
+
+impl Damage {
+    fn new(offset: u64, what: impl Into<String>) -> Self {
+        Self { offset, what: what.into() }
+    }
 }
 
 impl fmt::Display for Damage {
@@ -65,10 +98,57 @@ pub trait Reader: Send {
     fn progress(&self) -> (u64, u64);
 }
 
-/// Opens a file, or stdin for `-`; its format is what its first bytes say.
+/// Opens a file, or stdin for `-`; its format is what its first bytes say. It is read ahead, by another thread.
 ///
 /// # Errors
 /// It cannot be read, or is in no format that there is a reader for.
 pub fn open(path: &Path) -> Result<Box<dyn Reader>> {
-    anyhow::bail!("{} is in no format that exitregs reads", path.display())
+    let is_stdin = path == Path::new("-");
+    let name = if is_stdin { "stdin".to_owned() } else { path.display().to_string() };
+    let file = if is_stdin {
+        File::from(io::stdin().as_fd().try_clone_to_owned().context("cannot read stdin")?)
+    } else {
+        File::open(path).with_context(|| format!("cannot open {name}"))?
+    };
+    let reader = of(file).with_context(|| format!("cannot read {name}"))?;
+    Ok(Box::new(Ahead::new(reader)))
+}
+
+/// The reader of a file, or of a pipe.
+///
+/// # Errors
+/// As [`open`].
+pub fn of(mut file: File) -> Result<Box<dyn Reader>> {
+    let mut begin = [0; 16];
+    let mut length = 0;
+    while length < begin.len() {
+        match file.read(&mut begin[length..])? {
+            0 => break,
+            more => length += more,
+        }
+    }
+    let begin = &begin[..length];
+    let is_file = file.metadata()?.is_file();
+    if begin.starts_with(trace_dat::MAGIC) {
+        // The tables say where in the file the events are: a stream is stored first.
+        let file = if is_file { file } else { store(begin, file)? };
+        return Ok(Box::new(trace_dat::TraceDat::new(Input::new(file)?)?));
+    }
+    anyhow::bail!("it is in no format that exitregs reads")
+}
+
+/// A stream's bytes in a file without a name.
+fn store(begin: &[u8], mut stream: File) -> Result<File> {
+    let mut file = tempfile::tempfile().context("cannot make a temporary file")?;
+    io::copy(&mut begin.chain(&mut stream), &mut file).context("cannot store the stream")?;
+    Ok(file)
+}
+
+/// The names that `saved_cmdlines` has: `PID NAME` a line.
+fn commands(text: &str) -> BTreeMap<u32, String> {
+    let line = |line: &str| {
+        let (pid, name) = line.trim().split_once(' ')?;
+        Some((pid.parse().ok()?, name.to_owned()))
+    };
+    text.lines().filter_map(line).collect()
 }

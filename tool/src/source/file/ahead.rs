@@ -1,0 +1,80 @@
+// SPDX-License-Identifier: MIT
+//! A reader whose next batches are read by another thread while the last ones are looked at.
+
+use super::{Damage, Description, Reader};
+use crate::analysis::pairing::Occurrence;
+use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
+use std::thread;
+
+/// Batches that are read before they are asked for.
+const AHEAD: usize = 8;
+
+/// What the thread sends of each read.
+struct Read {
+    batch: Vec<Occurrence>,
+    outcome: Result<bool, Damage>,
+    progress: (u64, u64),
+    /// If it has changed.
+    description: Option<Box<Description>>,
+}
+
+/// Reads ahead.
+pub struct Ahead {
+    reads: Receiver<Read>,
+    /// Where batches that were looked at go, to be filled again.
+    used: Sender<Vec<Occurrence>>,
+    description: Description,
+    progress: (u64, u64),
+}
+
+impl Ahead {
+    /// Starts to read.
+    pub fn new(reader: Box<dyn Reader>) -> Self {
+        let (description, progress) = (reader.description().clone(), reader.progress());
+        let (sender, reads) = sync_channel(AHEAD);
+        let (used, free) = channel();
+        thread::spawn(move || read(reader, &sender, &free));
+        Self { reads, used, description, progress }
+    }
+}
+
+/// Reads until the end, or until nobody listens any more.
+fn read(mut reader: Box<dyn Reader>, reads: &SyncSender<Read>, free: &Receiver<Vec<Occurrence>>) {
+    let mut generation = reader.description().generation;
+    loop {
+        let mut batch = free.try_recv().unwrap_or_default();
+        let outcome = reader.read(&mut batch);
+        let ends = outcome == Ok(false);
+        let description = reader.description();
+        let changed = (description.generation != generation).then(|| Box::new(description.clone()));
+        generation = description.generation;
+        let read = Read { batch, outcome, progress: reader.progress(), description: changed };
+        if reads.send(read).is_err() || ends {
+            return;
+        }
+    }
+}
+
+impl Reader for Ahead {
+    fn description(&self) -> &Description {
+        &self.description
+    }
+
+    fn read(&mut self, batch: &mut Vec<Occurrence>) -> Result<bool, Damage> {
+        batch.clear();
+        // The thread has ended: so has the file.
+        let Ok(mut read) = self.reads.recv() else { return Ok(false) };
+        std::mem::swap(batch, &mut read.batch);
+        // If it has ended meanwhile nobody needs batches.
+        let _ = self.used.send(read.batch);
+        self.progress = read.progress;
+        if let Some(description) = read.description {
+            self.description = *description;
+        }
+        read.outcome
+    }
+
+    fn progress(&self) -> (u64, u64) {
+        self.progress
+    }
+}

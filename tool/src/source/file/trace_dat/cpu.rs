@@ -1,0 +1,189 @@
+// SPDX-License-Identifier: MIT
+//! One CPU's pages of a `trace.dat`.
+
+use super::super::Damage;
+use super::super::decode::Decoders;
+use super::super::input::{Bytes, Input, LONGEST};
+use super::super::merge::Source;
+use super::compression::Compression;
+use super::header::{CpuData, Scale};
+use crate::analysis::pairing::{Occurrence, What};
+use crate::source::page::{Page, PageFormat};
+use std::sync::Arc;
+
+/// Bytes of pages that are read at once.
+const BLOCK: usize = 64 << 10;
+
+/// One CPU.
+#[derive(Debug)]
+pub struct Cpu {
+    input: Input,
+    data: CpuData,
+    compression: Compression,
+    format: PageFormat,
+    page_size: usize,
+    scale: Option<Scale>,
+    decoders: Arc<Decoders>,
+    /// Where in the file the next block is.
+    at: u64,
+    /// Compressed chunks that are left; the file says how many before the first one.
+    chunks: Option<u32>,
+    /// Pages that were read, the next one of them, and where in the file they were.
+    block: Vec<u8>,
+    page: usize,
+    block_at: u64,
+    /// Time of the last event.
+    last: u64,
+    /// Events behind the last one could not be read.
+    gap: bool,
+    /// Where the file is cut off, behind the block.
+    cut: Option<Damage>,
+}
+
+impl Cpu {
+    /// That CPU's.
+    pub fn new(
+        input: Input,
+        data: CpuData,
+        compression: Compression,
+        format: PageFormat,
+        page_size: usize,
+        scale: Option<Scale>,
+        decoders: Arc<Decoders>,
+    ) -> Self {
+        let at = data.offset;
+        Self {
+            input,
+            data,
+            compression,
+            format,
+            page_size,
+            scale,
+            decoders,
+            at,
+            chunks: None,
+            block: Vec::new(),
+            page: 0,
+            block_at: at,
+            last: 0,
+            gap: false,
+            cut: None,
+        }
+    }
+
+    /// Bytes that have been read.
+    pub fn done(&self) -> u64 {
+        self.at.saturating_sub(self.data.offset)
+    }
+
+    fn end(&self) -> u64 {
+        self.data.offset.saturating_add(self.data.size)
+    }
+
+    /// Reads the next block; false at the end. Behind a damage whose length is not known there is nothing to read.
+    fn next_block(&mut self) -> Result<bool, Damage> {
+        (self.page, self.block_at) = (0, self.at);
+        self.block.clear();
+        if self.data.compressed {
+            return self.next_chunk();
+        }
+        let left = self.end().saturating_sub(self.at);
+        if left == 0 {
+            return self.cut.take().map_or(Ok(false), Err);
+        }
+        self.block.resize(left.min(BLOCK.next_multiple_of(self.page_size) as u64) as usize, 0);
+        let read = self.input.read_at(self.at, &mut self.block)?;
+        let whole = read == self.block.len();
+        self.at = if whole { self.at + read as u64 } else { self.end() };
+        self.block.truncate(read - read % self.page_size);
+        if !whole {
+            // The pages that are whole come first.
+            let what = format!("the file ends within the events of CPU {}", self.data.cpu);
+            self.cut = Some(Damage::new(self.block_at + read as u64, what));
+        }
+        Ok(true)
+    }
+
+    /// [`next_block`](Self::next_block) of a CPU whose pages are compressed.
+    fn next_chunk(&mut self) -> Result<bool, Damage> {
+        let number = |bytes: &[u8]| Bytes { rest: bytes }.u32().unwrap_or(0);
+        // Until the chunk turns out to be whole it is the last.
+        let chunks = match self.chunks.replace(0) {
+            Some(chunks) => chunks,
+            None => {
+                let chunks = number(&self.input.bytes(self.at, 4)?);
+                self.at += 4;
+                chunks
+            }
+        };
+        if chunks == 0 {
+            return Ok(false);
+        }
+        let compressed = number(&self.input.bytes(self.at, 4)?);
+        let length = number(&self.input.bytes(self.at + 4, 4)?);
+        if u64::from(length) > LONGEST {
+            return Err(Damage::new(self.at, format!("a chunk of {length} bytes makes no sense")));
+        }
+        let data_at = self.at + 8;
+        let data = self.input.bytes(data_at, compressed.into())?;
+        self.at = data_at + u64::from(compressed);
+        self.chunks = Some(chunks - 1);
+        self.block = self.compression.decompress(&data, length as usize).map_err(|error| {
+            Damage::new(data_at, format!("cannot decompress events of CPU {}: {error}", self.data.cpu))
+        })?;
+        Ok(true)
+    }
+
+    /// The next page's events. `Ok(false)` if there are no more pages in the block.
+    fn next_page(&mut self, queue: &mut Vec<Occurrence>) -> Result<bool, Damage> {
+        let Some(bytes) = self.block.get(self.page..self.page + self.page_size) else { return Ok(false) };
+        // Of compressed pages the place of their chunk is told.
+        let offset = if self.data.compressed { 0 } else { self.page as u64 };
+        let at = self.block_at + offset;
+        self.page += self.page_size;
+        let cpu = self.data.cpu;
+        let damage = |why: &dyn std::fmt::Display| {
+            Damage::new(at, format!("a page of CPU {cpu} makes no sense: {why}"))
+        };
+        // Until the page turns out to be whole.
+        let gap = std::mem::replace(&mut self.gap, true);
+        let page = Page::parse(bytes, &self.format).map_err(|why| damage(&why))?;
+        let time = |time| self.scale.map_or(time, |scale| scale.nanoseconds(time));
+        let start = time(page.time);
+        if start < self.last {
+            return Err(damage(&"it is earlier than the page before"));
+        }
+        if page.lost.is_some() || gap {
+            let what = What::Gap { until: start, lost: page.lost.unwrap_or(0) };
+            queue.push(Occurrence { time: self.last, thread: 0, tgid: 0, unknown: 0, what });
+        }
+        for event in page.events() {
+            let (now, record) = event.map_err(|why| damage(&why))?;
+            let now = time(now);
+            if now < self.last {
+                return Err(damage(&"its time goes back"));
+            }
+            self.last = now;
+            let decoded = self.decoders.decode(record).ok_or_else(|| damage(&"a record is too short"))?;
+            if let Some((thread, unknown, what)) = decoded {
+                queue.push(Occurrence { time: now, thread, tgid: 0, unknown, what });
+            }
+        }
+        self.gap = false;
+        Ok(true)
+    }
+}
+
+impl Source for Cpu {
+    fn fill(&mut self, queue: &mut Vec<Occurrence>) -> Result<(), Damage> {
+        while queue.is_empty() {
+            if self.next_page(queue)? {
+                continue;
+            }
+            if !self.next_block()? {
+                break;
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,115 @@
+// SPDX-License-Identifier: MIT
+//! `trace.dat`: what trace-cmd records, in versions 6 and 7 of the format.
+
+mod compression;
+mod cpu;
+mod header;
+
+pub use header::MAGIC;
+
+use super::decode::Decoders;
+use super::input::Input;
+use super::merge::{Merge, Source};
+use super::{Damage, Description, Reader};
+use crate::analysis::pairing::{Occurrence, What};
+use crate::source::page::PageFormat;
+use anyhow::{Context, Result, ensure};
+use cpu::Cpu;
+use header::{Header, Instance};
+use std::sync::Arc;
+
+/// Pages of the kernel's are not larger.
+const LARGEST_PAGE: u32 = 1 << 20;
+
+/// A file.
+#[derive(Debug)]
+pub struct TraceDat {
+    description: Description,
+    merge: Merge<Cpu>,
+    /// Of the header; told first.
+    damage: Vec<Damage>,
+    total: u64,
+}
+
+impl TraceDat {
+    /// Reads the header.
+    ///
+    /// # Errors
+    /// It makes no sense, or the file has none of the events that are read.
+    pub fn new(input: Input) -> Result<Self> {
+        let header = Header::read(&input)?;
+        let format = PageFormat::parse(&header.header_page).context("cannot understand its header_page")?;
+        ensure!(
+            (16..=LARGEST_PAGE).contains(&header.page_size),
+            "pages of {} bytes make no sense",
+            header.page_size
+        );
+        let mut description = Description {
+            format: format!("trace.dat version {}", header.version),
+            kernel: header.kernel,
+            clock: header.clock,
+            commands: header.commands,
+            ..Description::default()
+        };
+        let formats = header.formats.iter().map(|(system, text)| (system.as_str(), text.as_str()));
+        let decoders = Decoders::new(formats, &mut description);
+        ensure!(!decoders.is_empty(), "it has no events of KVM's: record them with trace-cmd record -e kvm");
+        let decoders = Arc::new(decoders);
+        let page_size = header.page_size as usize;
+        let cpus = |instance: &Instance| -> Vec<Cpu> {
+            let cpus = instance.cpus.iter().filter(|cpu| cpu.size > 0);
+            cpus.map(|data| {
+                Cpu::new(
+                    input.clone(),
+                    *data,
+                    header.compression,
+                    format,
+                    page_size,
+                    header.scale,
+                    decoders.clone(),
+                )
+            })
+            .collect()
+        };
+        // The same exit may be in several instances, but is to be counted once.
+        let mut read = &header.instances[..];
+        if let [_, _, ..] = read {
+            let has_exits = |instance: &Instance| {
+                cpus(instance).iter_mut().any(|cpu| {
+                    let mut queue = Vec::new();
+                    let _ = cpu.fill(&mut queue);
+                    queue.iter().any(|occurrence| matches!(occurrence.what, What::Exit(_)))
+                })
+            };
+            if let Some(first) = read.iter().position(has_exits) {
+                read = &read[first..=first];
+                if !read[0].name.is_empty() {
+                    description.format += &format!(", of its instance {}", read[0].name);
+                }
+            }
+        }
+        let total = read.iter().flat_map(|instance| &instance.cpus).map(|cpu| cpu.size).sum();
+        let merge = Merge::new(read.iter().flat_map(cpus));
+        Ok(Self { description, merge, damage: header.damage, total })
+    }
+}
+
+impl Reader for TraceDat {
+    fn description(&self) -> &Description {
+        &self.description
+    }
+
+    fn read(&mut self, batch: &mut Vec<Occurrence>) -> Result<bool, Damage> {
+        batch.clear();
+        if let Some(damage) = self.damage.pop() {
+            return Err(damage);
+        }
+        let more = self.merge.read(batch);
+        self.description.saw(batch);
+        more
+    }
+
+    fn progress(&self) -> (u64, u64) {
+        (self.merge.sources().map(Cpu::done).sum(), self.total)
+    }
+}
