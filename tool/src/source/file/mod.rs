@@ -5,6 +5,7 @@ mod ahead;
 mod decode;
 mod input;
 mod merge;
+pub mod perf_data;
 pub mod trace_dat;
 
 use crate::analysis::pairing::{Occurrence, Unknown, What};
@@ -133,6 +134,14 @@ pub fn of(mut file: File) -> Result<Box<dyn Reader>> {
         // The tables say where in the file the events are: a stream is stored first.
         let file = if is_file { file } else { store(begin, file)? };
         return Ok(Box::new(trace_dat::TraceDat::new(Input::new(file)?)?));
+    }
+    if begin.starts_with(perf_data::MAGIC) {
+        if begin[perf_data::MAGIC.len()..] == perf_data::PIPE.to_le_bytes() {
+            let length = if is_file { file.metadata()?.len() } else { 0 };
+            return Ok(Box::new(perf_data::PerfData::pipe(file, length)));
+        }
+        let file = if is_file { file } else { store(begin, file)? };
+        return Ok(Box::new(perf_data::PerfData::file(Input::new(file)?)?));
     }
     anyhow::bail!("it is in no format that exitregs reads")
 }

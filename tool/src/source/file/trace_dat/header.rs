@@ -60,6 +60,60 @@ pub struct Instance {
     pub cpus: Vec<CpuData>,
 }
 
+/// How events look: what begins a `trace.dat` of version 6, and is a part of a `perf.data`.
+#[derive(Debug, Default)]
+pub struct TracingData {
+    /// `events/header_page`.
+    pub header_page: String,
+    /// Systems, and the `format` texts of their events.
+    pub formats: Vec<(String, String)>,
+}
+
+impl TracingData {
+    /// Reads that of a `perf.data`.
+    ///
+    /// # Errors
+    /// It is damaged, or of a big-endian machine.
+    pub fn read(input: &Input) -> Result<Self, Damage> {
+        let mut cursor = Cursor { input, at: 0 };
+        let mut data = Self::default();
+        cursor.expect(MAGIC)?;
+        cursor.text()?;
+        if cursor.byte()? != 0 {
+            return Err(Damage::new(cursor.at - 1, BIG_ENDIAN));
+        }
+        // The sizes of a long and of a page.
+        cursor.skip(5)?;
+        data.header_info(&mut cursor)?;
+        skip_ftrace_events(&mut cursor)?;
+        data.event_formats(&mut cursor)?;
+        Ok(data)
+    }
+
+    fn header_info(&mut self, cursor: &mut Cursor) -> Result<(), Damage> {
+        cursor.expect(b"header_page\0")?;
+        let length = cursor.u64()?;
+        self.header_page = String::from_utf8_lossy(&cursor.take(length)?).into_owned();
+        cursor.expect(b"header_event\0")?;
+        let length = cursor.u64()?;
+        cursor.skip(length)
+    }
+
+    fn event_formats(&mut self, cursor: &mut Cursor) -> Result<(), Damage> {
+        for _ in 0..cursor.u32()? {
+            let system = cursor.text()?;
+            for _ in 0..cursor.u32()? {
+                let length = cursor.u64()?;
+                let text = String::from_utf8_lossy(&cursor.take(length)?).into_owned();
+                self.formats.push((system.clone(), text));
+            }
+        }
+        Ok(())
+    }
+}
+
+const BIG_ENDIAN: &str = "the file is of a big-endian machine: KVM's x86 events are not";
+
 /// A file's header.
 #[derive(Debug, Default)]
 pub struct Header {
@@ -69,10 +123,8 @@ pub struct Header {
     pub page_size: u32,
     /// How sections and pages may be compressed.
     pub compression: Compression,
-    /// `events/header_page`.
-    pub header_page: String,
-    /// Systems, and the `format` texts of their events.
-    pub formats: Vec<(String, String)>,
+    /// How events look.
+    pub tracing: TracingData,
     /// The kernel's release.
     pub kernel: Option<String>,
     /// The clock's name.
@@ -168,7 +220,7 @@ impl Header {
         let at = cursor.at;
         let (big_endian, _long_size) = (cursor.byte()? != 0, cursor.byte()?);
         if big_endian {
-            return Err(Damage::new(at, "the file is of a big-endian machine: KVM's x86 events are not"));
+            return Err(Damage::new(at, BIG_ENDIAN));
         }
         header.page_size = cursor.u32()?;
         if header.version == 6 {
@@ -180,9 +232,9 @@ impl Header {
     }
 
     fn version_6(&mut self, cursor: &mut Cursor) -> Result<(), Damage> {
-        self.header_info(cursor)?;
+        self.tracing.header_info(cursor)?;
         skip_ftrace_events(cursor)?;
-        self.event_formats(cursor)?;
+        self.tracing.event_formats(cursor)?;
         // kallsyms and printk formats.
         for _ in 0..2 {
             let length = cursor.u32()?;
@@ -246,7 +298,7 @@ impl Header {
                 }
             }
         }
-        if self.header_page.is_empty()
+        if self.tracing.header_page.is_empty()
             && let Some(damage) = self.damage.pop()
         {
             return Err(damage);
@@ -267,10 +319,10 @@ impl Header {
                 (option::DONE, next) => return Ok(next.unwrap_or(0)),
                 (option::BUFFER, Some(place)) => self.buffer_7(input, place, option),
                 (option::HEADER_INFO, Some(place)) => {
-                    self.in_section(input, place, id, |header, cursor| header.header_info(cursor))
+                    self.in_section(input, place, id, |header, cursor| header.tracing.header_info(cursor))
                 }
                 (option::EVENT_FORMATS, Some(place)) => {
-                    self.in_section(input, place, id, |header, cursor| header.event_formats(cursor))
+                    self.in_section(input, place, id, |header, cursor| header.tracing.event_formats(cursor))
                 }
                 (option::CMDLINES, Some(place)) => self.section(input, place, id).map(|text| {
                     let lines = text.get(8..).unwrap_or_default();
@@ -362,27 +414,6 @@ impl Header {
             }
             _ => {}
         }
-    }
-
-    fn header_info(&mut self, cursor: &mut Cursor) -> Result<(), Damage> {
-        cursor.expect(b"header_page\0")?;
-        let length = cursor.u64()?;
-        self.header_page = String::from_utf8_lossy(&cursor.take(length)?).into_owned();
-        cursor.expect(b"header_event\0")?;
-        let length = cursor.u64()?;
-        cursor.skip(length)
-    }
-
-    fn event_formats(&mut self, cursor: &mut Cursor) -> Result<(), Damage> {
-        for _ in 0..cursor.u32()? {
-            let system = cursor.text()?;
-            for _ in 0..cursor.u32()? {
-                let length = cursor.u64()?;
-                let text = String::from_utf8_lossy(&cursor.take(length)?).into_owned();
-                self.formats.push((system.clone(), text));
-            }
-        }
-        Ok(())
     }
 }
 

@@ -5,7 +5,7 @@ mod compression;
 mod cpu;
 mod header;
 
-pub use header::MAGIC;
+pub use header::{MAGIC, TracingData};
 
 use super::decode::Decoders;
 use super::input::Input;
@@ -38,7 +38,8 @@ impl TraceDat {
     /// It makes no sense, or the file has none of the events that are read.
     pub fn new(input: Input) -> Result<Self> {
         let header = Header::read(&input)?;
-        let format = PageFormat::parse(&header.header_page).context("cannot understand its header_page")?;
+        let format =
+            PageFormat::parse(&header.tracing.header_page).context("cannot understand its header_page")?;
         ensure!(
             (16..=LARGEST_PAGE).contains(&header.page_size),
             "pages of {} bytes make no sense",
@@ -51,7 +52,7 @@ impl TraceDat {
             commands: header.commands,
             ..Description::default()
         };
-        let formats = header.formats.iter().map(|(system, text)| (system.as_str(), text.as_str()));
+        let formats = header.tracing.formats.iter().map(|(system, text)| (system.as_str(), text.as_str()));
         let decoders = Decoders::new(formats, &mut description);
         ensure!(!decoders.is_empty(), "it has no events of KVM's: record them with trace-cmd record -e kvm");
         let decoders = Arc::new(decoders);

@@ -1,0 +1,404 @@
+// SPDX-License-Identifier: MIT
+//! `perf.data`: what `perf record` and `perf kvm stat record` write, to a file or a pipe, compressed or not.
+//!
+//! Source: `tools/perf/Documentation/perf.data-file-format.txt` and `tools/perf/util/session.c` in Linux. Read by code
+//! of our own: of a record only the thread, the time and the trace event are looked at, in place, which a general parser
+//! (the crate linux-perf-data) does not do; that parser also keeps whole rounds of records in allocations of their own.
+
+mod sample;
+mod stream;
+
+use super::decode::Decoders;
+use super::input::{Bytes, Input, LONGEST};
+use super::merge::BATCH;
+use super::trace_dat::TracingData;
+use super::{Damage, Description, Reader};
+use crate::analysis::pairing::{Occurrence, What};
+use anyhow::{Context, Result, ensure};
+use sample::Attr;
+use std::collections::{HashMap, VecDeque};
+use std::fs::File;
+use stream::{Origin, Section, Stream};
+
+/// The first bytes of every `perf.data` of a little-endian machine.
+pub const MAGIC: &[u8] = b"PERFILE2";
+/// The header's size that says: a pipe's.
+pub const PIPE: u64 = 16;
+
+/// Records, `enum perf_event_type` and `enum perf_user_event_type`.
+mod record {
+    pub const LOST: u32 = 2;
+    pub const COMM: u32 = 3;
+    pub const SAMPLE: u32 = 9;
+    pub const LOST_SAMPLES: u32 = 13;
+    pub const HEADER_ATTR: u32 = 64;
+    pub const TRACING_DATA: u32 = 66;
+    pub const FINISHED_ROUND: u32 = 68;
+    pub const AUXTRACE: u32 = 71;
+    pub const HEADER_FEATURE: u32 = 80;
+    pub const COMPRESSED: u32 = 81;
+    pub const COMPRESSED2: u32 = 83;
+}
+
+/// Parts of the header, by bit.
+mod feature {
+    pub const TRACING_DATA: u32 = 1;
+    pub const OSRELEASE: u32 = 4;
+}
+
+/// Events that wait for others that are earlier, at most: what is more is given out in the order that it has.
+const MAX_PENDING: usize = 1 << 17;
+
+/// The file or pipe behind its header.
+pub struct PerfData {
+    description: Description,
+    stream: Stream,
+    events: Events,
+    zstd: Option<zstd::stream::raw::Decoder<'static>>,
+    /// Decompressed records, the last of which may not be whole yet.
+    unpacked: Vec<u8>,
+    order: Order,
+    total: u64,
+    ended: bool,
+}
+
+/// What samples say.
+#[derive(Debug, Default)]
+struct Events {
+    decoders: Decoders,
+    attrs: Vec<Attr>,
+    /// By id.
+    of_id: HashMap<u64, Attr>,
+}
+
+impl Events {
+    /// Takes an attribute and its ids.
+    fn add(&mut self, attr: Attr, ids: Bytes) {
+        let mut ids = ids;
+        while let Some(id) = ids.u64() {
+            self.of_id.insert(id, attr);
+        }
+        if !self.attrs.contains(&attr) {
+            self.attrs.push(attr);
+        }
+    }
+
+    /// How a sample is to be read.
+    fn attr(&self, body: &[u8]) -> Option<Attr> {
+        match self.attrs[..] {
+            [attr] => Some(attr),
+            [first, ..] if first.is_identified() => self.of_id.get(&Bytes { rest: body }.u64()?).copied(),
+            _ => None,
+        }
+    }
+
+    /// What a sample says; `None` inside if it is of an event that is not read.
+    #[inline]
+    fn sample(&self, body: &[u8]) -> Option<Option<Occurrence>> {
+        let attr = self.attr(body)?;
+        if !attr.is_enough() {
+            return Some(None);
+        }
+        let sample = attr.sample(body)?;
+        let occurrence = self.decoders.decode(sample.raw)?.map(|(_, unknown, what)| Occurrence {
+            time: sample.time,
+            thread: sample.tid,
+            tgid: sample.pid,
+            unknown,
+            what,
+        });
+        Some(occurrence)
+    }
+}
+
+/// Puts events in order. perf writes one ring buffer after the other, in rounds: what comes after a round's end is later
+/// than what was written before the round began.
+#[derive(Debug, Default)]
+struct Order {
+    pending: Vec<Occurrence>,
+    /// In order; the next ones that are given out.
+    ready: VecDeque<Occurrence>,
+    /// The latest time that was seen, also before this round.
+    latest: u64,
+    latest_before: u64,
+    /// The time up to which everything has been given out.
+    done: u64,
+    damage: VecDeque<Damage>,
+}
+
+impl Order {
+    fn push(&mut self, occurrence: Occurrence, offset: u64) {
+        self.latest = self.latest.max(occurrence.time);
+        self.pending.push(occurrence);
+        if self.pending.len() >= MAX_PENDING {
+            let mut times: Vec<_> = self.pending.iter().map(|occurrence| occurrence.time).collect();
+            let (_, middle, _) = times.select_nth_unstable(MAX_PENDING / 2);
+            let middle = *middle;
+            self.flush(middle, offset);
+        }
+    }
+
+    fn round(&mut self, offset: u64) {
+        let until = std::mem::replace(&mut self.latest_before, self.latest);
+        self.flush(until, offset);
+    }
+
+    /// Makes ready what is not later than `until`.
+    fn flush(&mut self, until: u64, offset: u64) {
+        self.pending.sort_by_key(|occurrence| occurrence.time);
+        let late = self.pending.partition_point(|occurrence| occurrence.time < self.done);
+        if late > 0 {
+            self.pending.drain(..late);
+            let what = format!("{late} events before here are too late to be put in order, and are left out");
+            self.damage.push_back(Damage::new(offset, what));
+        }
+        let end = self.pending.partition_point(|occurrence| occurrence.time <= until);
+        self.ready.extend(self.pending.drain(..end));
+        self.done = self.done.max(until.min(self.latest));
+    }
+}
+
+impl PerfData {
+    /// A file that is no pipe's.
+    ///
+    /// # Errors
+    /// Its header makes no sense, or it has none of the events that are read.
+    pub fn file(input: Input) -> Result<Self> {
+        let bytes = input.bytes(0, 104)?;
+        let mut header = Bytes { rest: &bytes[MAGIC.len()..] };
+        let mut next = || header.u64().unwrap_or(0);
+        let (_size, attr_size, attrs, attrs_size, data, data_size) =
+            (next(), next(), next(), next(), next(), next());
+        let (_types, _types_size, features) = (next(), next(), next());
+        ensure!((64..=4096).contains(&attr_size), "attributes of {attr_size} bytes make no sense");
+        let mut description = Description { format: "perf.data".to_owned(), ..Description::default() };
+        let mut events = Events::default();
+        let table = input.bytes(attrs, attrs_size)?;
+        for entry in table.chunks_exact(attr_size as usize) {
+            let (attr, ids) = entry.split_at(entry.len() - 16);
+            let mut ids = Bytes { rest: ids };
+            let (at, size) = (ids.u64().unwrap_or(0), ids.u64().unwrap_or(0));
+            let ids = input.bytes(at, size)?;
+            events.add(Attr::parse(attr).context("an attribute is too short")?, Bytes { rest: &ids });
+        }
+        // perf writes it last: a recording that was killed has 0.
+        let end = if data_size == 0 { input.length } else { data.saturating_add(data_size) };
+        let mut place = end;
+        for bit in (0..u64::BITS).filter(|bit| features & 1 << bit != 0) {
+            let entry = input.bytes(place, 16);
+            place += 16;
+            let Ok(entry) = entry else { break };
+            let mut entry = Bytes { rest: &entry };
+            let (at, size) = (entry.u64().unwrap_or(0), entry.u64().unwrap_or(0));
+            if [feature::TRACING_DATA, feature::OSRELEASE].contains(&bit) {
+                let bytes = input.bytes(at, size)?;
+                events.feature(bit, bytes, &mut description)?;
+            }
+        }
+        ensure!(
+            !events.decoders.is_empty(),
+            "it has no events of KVM's, or it was cut off before the description of its events at its end: \
+             record them with perf record -e 'kvm:*' or perf kvm stat record"
+        );
+        let stream = Stream::new(Origin::Section(Section { input, at: data, end }), data);
+        Ok(Self::new(description, stream, events, end - data.min(end)))
+    }
+
+    /// A pipe's, in a file or a pipe, of which the first [`PIPE`] bytes have been read.
+    pub fn pipe(file: File, length: u64) -> Self {
+        let description = Description { format: "perf.data of a pipe".to_owned(), ..Description::default() };
+        Self::new(description, Stream::new(Origin::Pipe(file), PIPE), Events::default(), length)
+    }
+
+    fn new(description: Description, stream: Stream, events: Events, total: u64) -> Self {
+        Self {
+            description,
+            stream,
+            events,
+            zstd: None,
+            unpacked: Vec::new(),
+            order: Order::default(),
+            total,
+            ended: false,
+        }
+    }
+
+    /// Reads the next record and those that are compressed in it. False at the end.
+    fn step(&mut self) -> Result<bool, Damage> {
+        let at = self.stream.offset();
+        let Some(stream::Record { kind, body }) = self.stream.next()? else { return Ok(false) };
+        let nonsense = || Damage::new(at, format!("a record of type {kind} makes no sense"));
+        match kind {
+            record::COMPRESSED => {
+                let data = body.to_vec();
+                self.unpack(at, data)?;
+            }
+            record::COMPRESSED2 => {
+                let mut bytes = Bytes { rest: body };
+                let length = bytes.u64().ok_or_else(nonsense)?;
+                let data = bytes.take(length).ok_or_else(nonsense)?.to_vec();
+                self.unpack(at, data)?;
+            }
+            record::TRACING_DATA => {
+                let length = Bytes { rest: body }.u32().ok_or_else(nonsense)?;
+                if u64::from(length) > LONGEST {
+                    return Err(nonsense());
+                }
+                let data = self.stream.bytes(length.next_multiple_of(8) as usize)?.to_vec();
+                let feature = self.events.feature(feature::TRACING_DATA, data, &mut self.description);
+                feature.map_err(|error| Damage::new(at, format!("{error:#}")))?;
+            }
+            record::AUXTRACE => {
+                let length = Bytes { rest: body }.u64().ok_or_else(nonsense)?;
+                self.stream.skip(length)?;
+            }
+            _ => one(&mut self.events, &mut self.order, &mut self.description, at, kind, body)?,
+        }
+        Ok(true)
+    }
+
+    /// Decompresses records, which are one stream of zstd's, and reads those that are whole.
+    fn unpack(&mut self, at: u64, data: Vec<u8>) -> Result<(), Damage> {
+        use zstd::stream::raw::{InBuffer, Operation, OutBuffer};
+        let damage = |why: &dyn std::fmt::Display| Damage::new(at, format!("cannot decompress: {why}"));
+        if self.zstd.is_none() {
+            self.zstd = Some(zstd::stream::raw::Decoder::new().map_err(|why| damage(&why))?);
+        }
+        let Some(zstd) = &mut self.zstd else { return Ok(()) };
+        let mut input = InBuffer::around(&data);
+        let mut part = vec![0; zstd::zstd_safe::DCtx::out_size()];
+        loop {
+            let mut output = OutBuffer::around(&mut part[..]);
+            zstd.run(&mut input, &mut output).map_err(|why| damage(&why))?;
+            let length = output.pos();
+            self.unpacked.extend_from_slice(&part[..length]);
+            let mut start = 0;
+            while let Some(header) = self.unpacked.get(start..start + 8) {
+                let mut bytes = Bytes { rest: header };
+                let (kind, _misc, size) =
+                    (bytes.u32().unwrap_or(0), bytes.u16(), usize::from(bytes.u16().unwrap_or(0)));
+                if size < 8 {
+                    self.unpacked.clear();
+                    return Err(Damage::new(at, "a compressed record without a size"));
+                }
+                let Some(body) = self.unpacked.get(start + 8..start + size) else { break };
+                one(&mut self.events, &mut self.order, &mut self.description, at, kind, body)?;
+                start += size;
+            }
+            self.unpacked.drain(..start);
+            // No more comes out when all is in and the output is not full.
+            if input.pos() == data.len() && length < part.len() {
+                return Ok(());
+            }
+        }
+    }
+}
+
+impl Events {
+    /// Reads a part of the header.
+    fn feature(&mut self, bit: u32, bytes: Vec<u8>, description: &mut Description) -> Result<()> {
+        match bit {
+            feature::TRACING_DATA => {
+                let tracing =
+                    TracingData::read(&Input::from(bytes)).context("cannot understand its formats")?;
+                let formats = tracing.formats.iter().map(|(system, text)| (system.as_str(), text.as_str()));
+                self.decoders = Decoders::new(formats, description);
+                ensure!(!self.decoders.is_empty(), "it has no events of KVM's");
+            }
+            _ => {
+                let mut bytes = Bytes { rest: &bytes };
+                let length = bytes.u32().unwrap_or(0);
+                let text =
+                    String::from_utf8_lossy(bytes.take(length.into()).unwrap_or_default()).into_owned();
+                description.kernel = Some(text.trim_end_matches('\0').to_owned());
+            }
+        }
+        description.generation += 1;
+        Ok(())
+    }
+}
+
+/// Takes a record that is not compressed.
+#[inline]
+fn one(
+    events: &mut Events,
+    order: &mut Order,
+    description: &mut Description,
+    at: u64,
+    kind: u32,
+    body: &[u8],
+) -> Result<(), Damage> {
+    let nonsense = || Damage::new(at, format!("a record of type {kind} makes no sense"));
+    match kind {
+        record::SAMPLE => {
+            if let Some(occurrence) = events.sample(body).ok_or_else(nonsense)? {
+                order.push(occurrence, at);
+            }
+        }
+        record::FINISHED_ROUND => order.round(at),
+        record::LOST | record::LOST_SAMPLES => {
+            let mut bytes = Bytes { rest: body };
+            if kind == record::LOST {
+                bytes.u64().ok_or_else(nonsense)?;
+            }
+            let lost = bytes.u64().ok_or_else(nonsense)?;
+            // Since an event that this buffer had before, which cannot be later than this round's first.
+            let since = order.latest_before;
+            let until = events.attrs.first().and_then(|attr| attr.time(body)).unwrap_or(order.latest);
+            let time = since.max(order.done).min(until);
+            let what = What::Gap { until, lost };
+            order.push(Occurrence { time, thread: 0, tgid: 0, unknown: 0, what }, at);
+        }
+        record::COMM => {
+            let mut bytes = Bytes { rest: body };
+            let (_pid, tid) = bytes.u32().zip(bytes.u32()).ok_or_else(nonsense)?;
+            description.commands.insert(tid, bytes.text().ok_or_else(nonsense)?);
+            description.generation += 1;
+        }
+        record::HEADER_ATTR => {
+            let size = Attr::size(body).filter(|size| *size as usize <= body.len()).ok_or_else(nonsense)?;
+            let (attr, ids) = body.split_at(size as usize);
+            events.add(Attr::parse(attr).ok_or_else(nonsense)?, Bytes { rest: ids });
+        }
+        record::HEADER_FEATURE => {
+            let mut bytes = Bytes { rest: body };
+            if bytes.u64() == Some(feature::OSRELEASE.into()) {
+                let feature = events.feature(feature::OSRELEASE, bytes.rest.to_vec(), description);
+                feature.map_err(|_| nonsense())?;
+            }
+        }
+        _ => {}
+    }
+    Ok(())
+}
+
+impl Reader for PerfData {
+    fn description(&self) -> &Description {
+        &self.description
+    }
+
+    fn read(&mut self, batch: &mut Vec<Occurrence>) -> Result<bool, Damage> {
+        batch.clear();
+        while self.order.ready.len() < BATCH && !self.ended && self.order.damage.is_empty() {
+            match self.step() {
+                Ok(true) => {}
+                Ok(false) => {
+                    self.ended = true;
+                    self.order.flush(u64::MAX, self.stream.offset());
+                }
+                Err(damage) => self.order.damage.push_back(damage),
+            }
+        }
+        if let Some(damage) = self.order.damage.pop_front() {
+            return Err(damage);
+        }
+        let count = self.order.ready.len().min(BATCH);
+        batch.extend(self.order.ready.drain(..count));
+        self.description.saw(batch);
+        Ok(count > 0 || !self.ended)
+    }
+
+    fn progress(&self) -> (u64, u64) {
+        (self.stream.offset(), self.total)
+    }
+}

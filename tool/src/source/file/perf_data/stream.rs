@@ -1,0 +1,172 @@
+// SPDX-License-Identifier: MIT
+//! Records one after the other, from a part of a file or from a pipe.
+
+use super::super::Damage;
+use super::super::input::Input;
+use std::fmt;
+use std::fs::File;
+use std::io::{self, Read};
+
+/// Bytes that are read at once; no record is longer than 64 KiB.
+const BLOCK: usize = 256 << 10;
+/// Bytes of a record's header: type, misc, size.
+const HEADER: usize = 8;
+
+/// A part of a file.
+#[derive(Debug)]
+pub struct Section {
+    /// The file.
+    pub input: Input,
+    /// Where the part begins.
+    pub at: u64,
+    /// Where it ends.
+    pub end: u64,
+}
+
+impl Read for Section {
+    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+        let length = self.end.saturating_sub(self.at).min(bytes.len() as u64) as usize;
+        let read = self.input.read_at(self.at, &mut bytes[..length]);
+        let read = read.map_err(|damage| io::Error::other(damage.what))?;
+        self.at += read as u64;
+        Ok(read)
+    }
+}
+
+/// Where bytes come from.
+pub enum Origin {
+    /// A file.
+    Section(Section),
+    /// A pipe.
+    Pipe(File),
+}
+
+impl Read for Origin {
+    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Self::Section(section) => section.read(bytes),
+            Self::Pipe(file) => file.read(bytes),
+        }
+    }
+}
+
+/// A record.
+#[derive(Debug, Clone, Copy)]
+pub struct Record<'a> {
+    /// `PERF_RECORD_*`.
+    pub kind: u32,
+    /// Behind its header.
+    pub body: &'a [u8],
+}
+
+/// Records.
+pub struct Stream {
+    origin: Origin,
+    buffer: Vec<u8>,
+    /// What of the buffer has not been taken.
+    start: usize,
+    /// Offset of that in the file.
+    offset: u64,
+    ended: bool,
+}
+
+impl fmt::Debug for Stream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Stream").field("offset", &self.offset).finish_non_exhaustive()
+    }
+}
+
+impl Stream {
+    /// Those of `origin`, whose first byte is at `offset` of the file.
+    pub fn new(origin: Origin, offset: u64) -> Self {
+        Self { origin, buffer: Vec::new(), start: 0, offset, ended: false }
+    }
+
+    /// Offset of the next record.
+    pub fn offset(&self) -> u64 {
+        self.offset
+    }
+
+    /// Has `length` bytes in the buffer, unless there are no more; returns how many there are.
+    fn have(&mut self, length: usize) -> Result<usize, Damage> {
+        while self.buffer.len() - self.start < length && !self.ended {
+            self.buffer.drain(..self.start);
+            self.start = 0;
+            let filled = self.buffer.len();
+            self.buffer.resize(filled + BLOCK, 0);
+            let read = loop {
+                match self.origin.read(&mut self.buffer[filled..]) {
+                    Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                    read => break read,
+                }
+            };
+            self.buffer.truncate(filled + *read.as_ref().unwrap_or(&0));
+            self.ended = !matches!(read, Ok(1..));
+            read.map_err(|error| Damage::new(self.offset, format!("cannot read: {error}")))?;
+        }
+        Ok(self.buffer.len() - self.start)
+    }
+
+    /// The next record; `None` at the end.
+    ///
+    /// # Errors
+    /// It is cut off, or its size makes no sense: nothing can be read behind it.
+    pub fn next(&mut self) -> Result<Option<Record<'_>>, Damage> {
+        let at = self.offset;
+        let have = self.have(HEADER)?;
+        let cut = || Damage::new(at, "the file ends within a record");
+        if have == 0 {
+            return Ok(None);
+        }
+        let header = self.buffer.get(self.start..self.start + HEADER).ok_or_else(|| {
+            self.ended = true;
+            cut()
+        })?;
+        let kind = u32::from_le_bytes([header[0], header[1], header[2], header[3]]);
+        let size = usize::from(u16::from_le_bytes([header[6], header[7]]));
+        let whole = size >= HEADER && self.have(size)? >= size;
+        if !whole {
+            self.stop();
+            return Err(if size < HEADER { Damage::new(at, "a record without a size") } else { cut() });
+        }
+        let start = self.start;
+        self.start += size;
+        self.offset += size as u64;
+        Ok(Some(Record { kind, body: &self.buffer[start + HEADER..start + size] }))
+    }
+
+    /// The next `length` bytes, which are no record.
+    ///
+    /// # Errors
+    /// There are not so many.
+    pub fn bytes(&mut self, length: usize) -> Result<&[u8], Damage> {
+        let at = self.offset;
+        if self.have(length)? < length {
+            self.stop();
+            return Err(Damage::new(at, "the file ends within what belongs to a record"));
+        }
+        let start = self.start;
+        self.start += length;
+        self.offset += length as u64;
+        Ok(&self.buffer[start..start + length])
+    }
+
+    /// Passes over `length` bytes, which are no record.
+    ///
+    /// # Errors
+    /// There are not so many.
+    pub fn skip(&mut self, mut length: u64) -> Result<(), Damage> {
+        while length > 0 {
+            let part = length.min(BLOCK as u64);
+            self.bytes(part as usize)?;
+            length -= part;
+        }
+        Ok(())
+    }
+
+    /// Reads nothing any more.
+    fn stop(&mut self) {
+        self.ended = true;
+        self.start = self.buffer.len();
+    }
+}
