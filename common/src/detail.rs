@@ -131,14 +131,15 @@ impl Detail {
     /// What an exit was about.
     pub fn of(exit: &Exit) -> Self {
         match Isa::from_field(exit.exit.isa) {
-            Some(isa) => Self::from_key(isa, exit.exit.exit_reason, exit.hypercall_abi(), key(isa, exit)),
+            Some(isa) => Self::from_key(isa, exit.exit.exit_reason, exit.hypercall_abi(), key(exit)),
             None => Self::Unknown,
         }
     }
 }
 
-/// The key of an exit, as tool/bpf/detail.h computes it.
-fn key(isa: Isa, exit: &Exit) -> u64 {
+/// The key of an exit, as tool/bpf/detail.h computes it; [`UNKNOWN`] if its instruction set is none that there is.
+pub fn key(exit: &Exit) -> u64 {
+    let Some(isa) = Isa::from_field(exit.exit.isa) else { return UNKNOWN };
     const INFO1: u32 = field_bit(KvmExit::FIELDS, "info1");
     let kind = DetailKind::of(isa, exit.exit.exit_reason);
     if kind == DetailKind::None {

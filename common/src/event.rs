@@ -325,10 +325,34 @@ pub struct Exit {
     pub operands: u8,
     /// The same of the registers at the entry, which the instruction gave.
     pub results: u8,
+    /// Why L1 ran after an exit of L2's: a [`Cause`], or 0 if L1 did not run or the source does not know why.
+    pub cause: u8,
+    /// Padding.
+    pub reserved: [u8; 7],
     /// The exit.
     pub exit: KvmExit,
     /// The entry that ended it; all zero if `entry_time` is 0.
     pub entry: KvmEntry,
+}
+
+/// Why L0 left L2 for L1 after an exit of L2's, as `kvm_nested_vmexit_inject` tells.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum Cause {
+    /// L1 got this exit to handle: the reason that it is told is the exit's.
+    Reflected = 1,
+    /// L0 handled the exit, and then L1 got something else: an interrupt, an NMI, a triple fault.
+    Forced = 2,
+}
+
+impl Cause {
+    /// Every cause, by number.
+    pub const ALL: [Self; 2] = [Self::Reflected, Self::Forced];
+
+    /// What it is if L2 exited with one reason, and L1 is told another.
+    pub const fn of(exit_reason: u32, told: u32) -> Self {
+        if exit_reason == told { Self::Reflected } else { Self::Forced }
+    }
 }
 
 /// The value of [`Exit::hypercall_abi`] for a convention.
@@ -340,6 +364,11 @@ impl Exit {
     /// Whose hypercall it is; `None` if only L1 knows.
     pub fn hypercall_abi(&self) -> Option<Abi> {
         abi_from_field(self.hypercall_abi)
+    }
+
+    /// Why L1 ran after the exit; `None` if it did not, or if the source does not know.
+    pub fn cause(&self) -> Option<Cause> {
+        Cause::ALL.into_iter().find(|cause| *cause as u8 == self.cause)
     }
 
     /// Whether the source knows a field of the exit.
@@ -413,7 +442,11 @@ pub fn abi_from_field(field: u8) -> Option<Abi> {
 }
 
 /// The BPF programs' declaration of [`Exit`].
-pub const EXIT_C_DECLARATION: &str = "struct exit_record {
+pub const EXIT_C_DECLARATION: &str = "enum exit_cause {
+\tCAUSE_REFLECTED = 1,
+\tCAUSE_FORCED = 2,
+};
+struct exit_record {
 \t__u64 exit_time;
 \t__u64 next_entry_time;
 \t__u64 entry_time;
@@ -425,11 +458,16 @@ pub const EXIT_C_DECLARATION: &str = "struct exit_record {
 \t__u8 rip_written;
 \t__u8 operands;
 \t__u8 results;
+\t__u8 cause;
+\t__u8 reserved[7];
 \tstruct kvm_exit exit;
 \tstruct kvm_entry entry;
 };
 ";
 
+// As EXIT_C_DECLARATION has them.
+const_assert_eq!(Cause::Reflected as u8, 1);
+const_assert_eq!(Cause::Forced as u8, 2);
 const_assert_eq!(core::mem::offset_of!(KvmExit, guest_rip), 8);
 const_assert_eq!(core::mem::offset_of!(KvmExit, is_nested), 64);
 const_assert_eq!(core::mem::offset_of!(KvmExit, rax), 72);
@@ -437,4 +475,4 @@ const_assert_eq!(core::mem::size_of::<KvmExit>(), 104);
 const_assert_eq!(core::mem::offset_of!(KvmEntry, is_nested), 28);
 const_assert_eq!(core::mem::size_of::<KvmEntry>(), 64);
 const_assert_eq!(core::mem::size_of::<KvmNestedPageFault>(), 80);
-const_assert_eq!(core::mem::size_of::<Exit>(), 48 + 104 + 64);
+const_assert_eq!(core::mem::size_of::<Exit>(), 56 + 104 + 64);

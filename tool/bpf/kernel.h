@@ -91,7 +91,12 @@ struct kvm_vcpu___rip {
 };
 
 /* arch/x86/kvm/svm/svm.h: begins with its struct kvm_vcpu */
+struct kvm_vmcb_info {
+	void *ptr;
+};
+
 struct svm_nested_state {
+	struct kvm_vmcb_info vmcb02;
 	__u64 vmcb12_gpa;
 };
 

@@ -97,6 +97,7 @@ static __always_inline int on_exit(struct kvm_vcpu *vcpu, const bool direct)
 	record->hypercall_abi = detail_kind(record->exit.exit_reason) == DETAIL_HYPERCALL ?
 				hypercall_abi(vcpu, nested, direct) : 0;
 	record->tgid = tgid;
+	record->cause = 0;
 	record->next_entry_time = 0;
 	state->last = slot;
 	record->exit_time = bpf_ktime_get_ns();
@@ -183,6 +184,9 @@ static __always_inline int on_entry(struct kvm_vcpu *vcpu, const bool direct)
 		record->next_entry_time = now;
 		if (isa == ISA_VMX)
 			vmx_known_at_entry(vcpu, &record->exit, &record->exit_unknown, last > 0 && !nested);
+		if (last > 0 && !nested)
+			record->cause = told_exit_reason(vcpu) == record->exit.exit_reason ? CAUSE_REFLECTED :
+											     CAUSE_FORCED;
 		if (filter_at_entry) {
 			if (record->exit_unknown & filter_at_entry)
 				__sync_fetch_and_add(&counters.undecided, 1);

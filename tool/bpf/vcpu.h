@@ -218,6 +218,21 @@ static __always_inline void vmx_known_at_entry(struct kvm_vcpu *vcpu, struct kvm
 		vmx_lazy_exit(vcpu, exit, unknown);
 }
 
+/*
+ * The exit reason that L1 is told when L0 leaves L2 for it. To be called at L1's entry after that: on SVM it is left in
+ * vmcb02, from which vmcb12 got it.
+ */
+static __always_inline __u32 told_exit_reason(struct kvm_vcpu *vcpu)
+{
+	struct vmcb_exit vmcb_exit = {};
+
+	if (isa == ISA_VMX)
+		return vmcs12_read(vcpu, vm_exit_reason);
+	bpf_probe_read_kernel(&vmcb_exit, sizeof(vmcb_exit),
+			      container_read(vcpu, vcpu_svm, nested.vmcb02.ptr) + VMCB_EXIT);
+	return vmcb_exit.exit_code;
+}
+
 /* All of kvm_exit that is known at the exit; returns which fields are not. */
 static __always_inline __u32 read_exit(struct kvm_vcpu *vcpu, struct kvm_exit *exit, bool nested,
 				       const bool direct)

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 //! The command line: what can be asked for, and what the words mean on this host.
 
-use crate::commands::{doctor, events, generate, stat, trace};
+use crate::commands::{doctor, events, generate, record, report, stat, trace};
 use crate::filter::Filter;
 use crate::host::Host;
 use crate::source::choose::Source;
@@ -34,6 +34,10 @@ pub enum Command {
     Trace(trace::Arguments),
     /// Count and time exits in the kernel, by VM, level, reason and detail
     Stat(stat::Arguments),
+    /// Record exits in a file
+    Record(record::Arguments),
+    /// Tell what a recording amounts to
+    Report(report::Arguments),
     /// Give this kernel the patched kernel's events, for other tools to use
     Events(events::Arguments),
     /// Write the man pages and shell completions into a directory
@@ -85,7 +89,7 @@ pub struct Alternative {
 /// Which exits are wanted. Conditions of different options all apply; values of one option are alternatives.
 #[derive(Debug, Default, Clone, Args)]
 #[command(next_help_heading = "Which exits")]
-pub struct SelectionArguments {
+pub struct ExitArguments {
     /// Exits of a view
     #[arg(long, value_name = "VIEW", value_delimiter = ',', value_parser = views())]
     view: Vec<&'static View>,
@@ -94,7 +98,7 @@ pub struct SelectionArguments {
     level: Option<LevelArgument>,
     /// VMs by the pid of their VMM, or by name (QEMU's -name)
     #[arg(short = 'p', long, visible_alias = "pid", value_name = "PID|NAME", value_delimiter = ',')]
-    vm: Vec<String>,
+    pub vm: Vec<String>,
     /// vCPUs by id
     #[arg(long, value_name = "ID", value_delimiter = ',')]
     vcpu: Vec<u32>,
@@ -104,6 +108,14 @@ pub struct SelectionArguments {
     /// A condition on kvm_exit's fields in the kernel's filter language, such as 'rcx == 0x6e0 && is_nested == 1'
     #[arg(long = "where", value_name = "EXPR")]
     conditions: Vec<String>,
+}
+
+/// Which exits are wanted of those that happen, and how they are got at.
+#[derive(Debug, Default, Clone, Args)]
+#[command(next_help_heading = "Which exits")]
+pub struct SelectionArguments {
+    #[command(flatten)]
+    exits: ExitArguments,
     /// How L2's hypercalls are to be read, which only L1 knows
     #[arg(long, value_name = "ABI", value_parser = abis())]
     hypercall_abi: Option<Abi>,
@@ -122,17 +134,12 @@ fn abis() -> impl TypedValueParser<Value = Abi> {
         .try_map(|name| Abi::by_name(&name).ok_or("no such convention"))
 }
 
-impl SelectionArguments {
-    /// What the words mean on a host whose guests run by `isa`.
+impl ExitArguments {
+    /// What the words mean of guests that run by `isa`, but for the VMs.
     ///
     /// # Errors
-    /// [`Misuse`]: a VM, reason or condition that there is not.
-    pub fn resolve(&self, isa: Isa) -> anyhow::Result<Selection> {
-        let mut vms = Vec::new();
-        for wanted in &self.vm {
-            vms.extend(vm::resolve(wanted).map_err(|error| misuse("--vm", error))?);
-        }
-
+    /// [`Misuse`]: a reason or condition that there is not.
+    pub fn conditions(&self, isa: Isa) -> anyhow::Result<Selection> {
         let reasons: Vec<_> = self
             .reason
             .iter()
@@ -183,17 +190,32 @@ impl SelectionArguments {
             // The programs are compiled when they are needed; that they can be is the user's to know now.
             filter.program().map_err(|error| Misuse(format!("{error}: ask for less at once")))?;
         }
+        Ok(Selection { exits, filter, nested_page_faults, nested_page_fault_filter, ..Selection::default() })
+    }
+
+    /// Whether a `--where` asks for the level.
+    fn reads_level(&self, isa: Isa) -> bool {
+        let is_nested = KvmExit::index("is_nested").map_or(0, |index| 1 << index);
+        let filters = self.conditions.iter().flat_map(|text| Filter::<KvmExit>::parse(text, isa));
+        filters.map(|filter| filter.fields()).any(|fields| fields & is_nested != 0)
+    }
+}
+
+impl SelectionArguments {
+    /// What the words mean on a host whose guests run by `isa`.
+    ///
+    /// # Errors
+    /// [`Misuse`]: a VM, reason or condition that there is not.
+    pub fn resolve(&self, isa: Isa) -> anyhow::Result<Selection> {
+        let mut vms = Vec::new();
+        for wanted in &self.exits.vm {
+            vms.extend(vm::resolve(wanted).map_err(|error| misuse("--vm", error))?);
+        }
         if vms.len() > MAX_VMS {
             return Err(misuse("--vm", format!("{} VMs, but {MAX_VMS} at most can be selected", vms.len())));
         }
-        Ok(Selection {
-            vms,
-            exits,
-            filter,
-            nested_page_faults,
-            nested_page_fault_filter,
-            hypercall_abi_l2: self.hypercall_abi,
-        })
+        let selection = self.exits.conditions(isa)?;
+        Ok(Selection { vms, hypercall_abi_l2: self.hypercall_abi, ..selection })
     }
 
     /// Every single condition that the alternatives make: one view, one `--where`, one level. Levels are told apart if
@@ -208,21 +230,23 @@ impl SelectionArguments {
         }
         let both = [Some(LevelArgument::L1), Some(LevelArgument::L2)];
         let mut alternatives = Vec::new();
-        for view in each(&self.view) {
+        for view in each(&self.exits.view) {
             let is_fault = view.is_some_and(|view| view.event == KvmNestedPageFault::NAME);
-            let levels = match self.level {
-                None if has_levels && !is_fault && !self.reads_level(isa) => &both[..],
+            let levels = match self.exits.level {
+                None if has_levels && !is_fault && !self.exits.reads_level(isa) => &both[..],
                 level => &[level],
             };
-            for (condition, level) in
-                each(&self.conditions).iter().flat_map(|condition| levels.iter().map(move |l| (condition, l)))
+            for (condition, level) in each(&self.exits.conditions)
+                .iter()
+                .flat_map(|condition| levels.iter().map(move |l| (condition, l)))
             {
-                let one = Self {
+                let exits = ExitArguments {
                     view: view.into_iter().collect(),
                     conditions: condition.iter().cloned().collect(),
                     level: *level,
-                    ..self.clone()
+                    ..self.exits.clone()
                 };
+                let one = Self { exits, ..self.clone() };
                 alternatives.push(Alternative {
                     view: view.map(|view| view.name),
                     level: if is_fault { Some(Level::L2) } else { level.map(Level::from) },
@@ -232,13 +256,6 @@ impl SelectionArguments {
             }
         }
         Ok(alternatives)
-    }
-
-    /// Whether a `--where` asks for the level.
-    fn reads_level(&self, isa: Isa) -> bool {
-        let is_nested = KvmExit::index("is_nested").map_or(0, |index| 1 << index);
-        let filters = self.conditions.iter().flat_map(|text| Filter::<KvmExit>::parse(text, isa));
-        filters.map(|filter| filter.fields()).any(|fields| fields & is_nested != 0)
     }
 
     /// The selection on `host`.

@@ -4,6 +4,7 @@
 //! - [`host`] and [`btf`]: what this host offers.
 //! - [`source`]: where exits come from.
 //! - [`filter`]: which of them are wanted.
+//! - [`recording`]: exits in a file.
 //! - [`analysis`]: what they amount to.
 //! - [`output`]: how they are shown.
 
@@ -14,5 +15,6 @@ pub mod commands;
 pub mod filter;
 pub mod host;
 pub mod output;
+pub mod recording;
 pub mod source;
 pub mod vm;

@@ -3,7 +3,7 @@
 
 use clap::Parser;
 use exitregs::cli::{Cli, Command};
-use exitregs::commands::{self, doctor, events, exit_status, generate, stat, trace};
+use exitregs::commands::{self, doctor, events, exit_status, generate, record, report, stat, trace};
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
@@ -12,6 +12,8 @@ fn main() -> ExitCode {
         Command::Doctor(arguments) => doctor::run(arguments),
         Command::Trace(arguments) => trace::run(arguments),
         Command::Stat(arguments) => stat::run(arguments),
+        Command::Record(arguments) => record::run(arguments),
+        Command::Report(arguments) => report::run(arguments),
         Command::Events(arguments) => events::run(arguments),
         Command::Generate(arguments) => generate::run(arguments).map(|()| 0),
     };
@@ -20,7 +22,7 @@ fn main() -> ExitCode {
         Err(error) => {
             let status = exit_status(&error);
             if status != 0 {
-                commands::report(&error);
+                commands::complain(&error);
             }
             status.into()
         }

@@ -11,9 +11,16 @@ const UNKNOWN: &str = "?";
 #[derive(Debug, Default)]
 pub struct Names {
     known: HashMap<u32, String>,
+    /// The VMs are not this host's.
+    elsewhere: bool,
 }
 
 impl Names {
+    /// Names of VMs that ran some time or on another host.
+    pub fn elsewhere(known: HashMap<u32, String>) -> Self {
+        Self { known, elsewhere: true }
+    }
+
     /// Gives a VM whose name is not known the name of its VMM's command.
     pub fn suggest(&mut self, pid: u32, command: &str) {
         if self.get(pid) == UNKNOWN && !command.is_empty() {
@@ -23,7 +30,8 @@ impl Names {
 
     /// The name of the VM whose VMM has this pid: QEMU's `-name`, else the command's name, else `?`.
     pub fn get(&mut self, pid: u32) -> &str {
-        self.known.entry(pid).or_insert_with(|| name(pid).unwrap_or_else(|| UNKNOWN.to_owned()))
+        let look_up = || if self.elsewhere { None } else { name(pid) };
+        self.known.entry(pid).or_insert_with(|| look_up().unwrap_or_else(|| UNKNOWN.to_owned()))
     }
 }
 
@@ -49,7 +57,7 @@ fn guest_name(arguments: &[u8]) -> Option<String> {
 }
 
 /// Names come from other processes: nothing of them may move the terminal's cursor.
-fn printable(text: &str) -> String {
+pub(crate) fn printable(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { '?' } else { c }).collect()
 }
 

@@ -79,6 +79,16 @@ fn bounds(bucket: usize) -> (u64, u64) {
     (low, low + quarter_width)
 }
 
+/// The bucket of a time: what is longer than all is in the last.
+fn bucket(time: u64) -> usize {
+    if time < 1 << FIRST_SHIFT {
+        return 0;
+    }
+    let exponent = time.ilog2();
+    let quarter = (time >> (exponent - 2)) as usize & 3;
+    (1 + (exponent - FIRST_SHIFT) as usize * 4 + quarter).min(BUCKETS - 1)
+}
+
 impl Times {
     /// Every exit, ended or not.
     pub fn exits(&self) -> u64 {
@@ -101,10 +111,11 @@ impl Times {
 
     /// Adds one exit that took `time`.
     pub fn record(&mut self, time: u64) {
-        let mut one = Self { count: 1, total: time, min: time, max: time, ..Self::default() };
-        let bucket = (0..BUCKETS).rev().find(|bucket| bounds(*bucket).0 <= time).unwrap_or(0);
-        one.buckets[bucket] = 1;
-        self.add(&one);
+        self.min = if self.count == 0 { time } else { self.min.min(time) };
+        self.max = self.max.max(time);
+        self.count += 1;
+        self.total += time;
+        self.buckets[bucket(time)] += 1;
     }
 
     /// What came since an `earlier` reading. The shortest and longest are known to their bucket.
@@ -176,6 +187,11 @@ mod tests {
         for bucket in 1..BUCKETS {
             assert_eq!(bounds(bucket).0, bounds(bucket - 1).1, "bucket {bucket}");
         }
+        for of in 0..BUCKETS {
+            let (from, below) = bounds(of);
+            assert_eq!((bucket(from), bucket(below - 1)), (of, of));
+        }
+        assert_eq!(bucket(u64::MAX), BUCKETS - 1);
     }
 
     #[test]

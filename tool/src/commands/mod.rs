@@ -5,10 +5,16 @@ mod child;
 pub mod doctor;
 pub mod events;
 pub mod generate;
+pub mod record;
+pub mod report;
 pub mod stat;
 pub mod trace;
 
 use crate::cli::Misuse;
+use anyhow::Context;
+use std::fs::{File, OpenOptions, Permissions};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -74,6 +80,19 @@ pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     }
 }
 
+/// Makes a file, empty, that only its owner may read: guest registers are guest data.
+pub(crate) fn create_private(path: &Path) -> anyhow::Result<File> {
+    let mut options = OpenOptions::new();
+    let file = options.write(true).create(true).truncate(true).mode(0o600).open(path);
+    let file = file.with_context(|| format!("cannot write {}", path.display()))?;
+    if file.metadata().is_ok_and(|metadata| metadata.is_file()) {
+        // The mode above is only that of a new file.
+        let private = file.set_permissions(Permissions::from_mode(0o600));
+        private.with_context(|| format!("cannot keep {} from other users", path.display()))?;
+    }
+    Ok(file)
+}
+
 /// The exit status of an error: 2 for misuse, 0 for a reader that has read enough, else 1.
 pub fn exit_status(error: &anyhow::Error) -> u8 {
     let broken_pipe = error
@@ -90,6 +109,6 @@ pub fn exit_status(error: &anyhow::Error) -> u8 {
 }
 
 /// Prints an error and its causes on standard error.
-pub fn report(error: &anyhow::Error) {
+pub fn complain(error: &anyhow::Error) {
     eprintln!("exitregs: {error:#}");
 }

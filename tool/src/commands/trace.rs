@@ -14,14 +14,12 @@ use anstream::{AutoStream, ColorChoice};
 use anyhow::{Context, Result};
 use clap::Args;
 use exitregs_common::isa::Isa;
-use std::fs::{OpenOptions, Permissions};
 use std::io::{self, BufWriter, Write};
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::PathBuf;
 use std::time::Duration;
 
 /// How often the ring buffer is read: a wake-up an exit would cost more than all else.
-const POLL_INTERVAL: Duration = Duration::from_millis(10);
+pub(super) const POLL_INTERVAL: Duration = Duration::from_millis(10);
 
 const BUFFER: usize = 1 << 16;
 
@@ -51,7 +49,7 @@ pub struct Arguments {
     selection: SelectionArguments,
 }
 
-fn buffer_size(text: &str) -> Result<u32, String> {
+pub(super) fn buffer_size(text: &str) -> Result<u32, String> {
     match text.parse::<u32>() {
         Ok(mebibytes) if mebibytes.is_power_of_two() && mebibytes <= 1024 => Ok(mebibytes << 20),
         _ => Err("expected a power of two from 1 to 1024".to_owned()),
@@ -124,15 +122,7 @@ fn output(arguments: &Arguments) -> Result<(Box<dyn Write>, bool)> {
         let colour = AutoStream::choice(&stdout) != ColorChoice::Never;
         return Ok((Box::new(BufWriter::with_capacity(BUFFER, stdout)), colour));
     };
-    let mut options = OpenOptions::new();
-    // Guest registers are guest data: only the owner may read the file.
-    let file = options.write(true).create(true).truncate(true).mode(0o600).open(path);
-    let file = file.with_context(|| format!("cannot write {}", path.display()))?;
-    if file.metadata().is_ok_and(|metadata| metadata.is_file()) {
-        // The mode above is only that of a new file.
-        let private = file.set_permissions(Permissions::from_mode(0o600));
-        private.with_context(|| format!("cannot keep {} from other users", path.display()))?;
-    }
+    let file = super::create_private(path)?;
     Ok((Box::new(BufWriter::with_capacity(BUFFER, file)), false))
 }
 

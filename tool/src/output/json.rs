@@ -42,7 +42,7 @@ fn vm(tgid: u32) -> Value {
 }
 
 /// The GPA of vmcb12 or vmcs12; null if the source did not know it.
-fn l2(nested_state: u64) -> Value {
+pub(super) fn l2(nested_state: u64) -> Value {
     if nested_state == 0 { Value::Null } else { hexadecimal(nested_state) }
 }
 
@@ -86,14 +86,14 @@ fn fields<E: Event>(event: &E, unknown: u32) -> Value {
     Value::Object(E::FIELDS.iter().enumerate().map(value).collect())
 }
 
-fn level(level: Level) -> Value {
+pub(super) fn level(level: Level) -> Value {
     json!(match level {
         Level::L1 => 1,
         Level::L2 => 2,
     })
 }
 
-fn hexadecimal(value: u64) -> Value {
+pub(super) fn hexadecimal(value: u64) -> Value {
     format!("{value:#x}").into()
 }
 

@@ -3,5 +3,7 @@
 
 pub mod json;
 pub mod line;
+pub mod nested;
+pub mod report;
 pub mod style;
 pub mod table;

@@ -77,6 +77,24 @@ impl fmt::Display for Count {
     }
 }
 
+/// Displays a number of bytes: `512 B`, `1.4 MiB`.
+#[derive(Debug, Clone, Copy)]
+pub struct Bytes(pub u64);
+
+impl fmt::Display for Bytes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut value = self.0 as f64;
+        for unit in ["B", "KiB", "MiB", "GiB"] {
+            if value < 1024.0 {
+                let decimals = usize::from(unit != "B");
+                return f.pad(&format!("{value:.decimals$} {unit}"));
+            }
+            value /= 1024.0;
+        }
+        f.pad(&format!("{value:.1} TiB"))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::{Count, Duration};

@@ -5,9 +5,9 @@ use super::style::{self, Count, Duration, Styled};
 use crate::analysis::stat::{Key, Table, Times};
 use crate::vm::Names;
 use comfy_table::presets::NOTHING;
-use comfy_table::{Cell, CellAlignment, Row};
+use comfy_table::{Cell, CellAlignment, Row as TableRow};
 use exitregs_common::detail::Detail;
-use exitregs_common::isa::Level;
+use exitregs_common::isa::{Isa, Level};
 use exitregs_common::view::View;
 use std::io::{self, Write};
 use std::time::Duration as StdDuration;
@@ -38,10 +38,104 @@ pub fn sorted(table: &Table, sort: Sort) -> Vec<(&Key, &Times)> {
 
 /// Whether the time of a key's exits is time in which the guest had nothing to do.
 pub fn is_halt(key: &Key) -> bool {
+    is_halt_reason(key.isa, key.exit_reason)
+}
+
+/// Whether exits with this reason are the guest's having nothing to do.
+pub fn is_halt_reason(isa: Isa, exit_reason: u32) -> bool {
     View::by_name("hlt").is_some_and(|view| {
-        let reasons = view.predicate(key.isa).reasons;
-        reasons.iter().any(|&(first, last)| (first..=last).contains(&key.exit_reason))
+        let reasons = view.predicate(isa).reasons;
+        reasons.iter().any(|&(first, last)| (first..=last).contains(&exit_reason))
     })
+}
+
+/// A row of a table of times.
+#[derive(Debug)]
+pub struct Row<'a> {
+    /// What it is of: a text for each of the table's headings.
+    pub of: Vec<String>,
+    /// The guest had nothing to do.
+    pub is_halt: bool,
+    /// How many exits, and how long.
+    pub times: &'a Times,
+}
+
+/// Writes a table of rows in their order, the first `most` of them, and those of halts. `headings` are those of what the
+/// rows are of, and whether they are numbers.
+///
+/// # Errors
+/// Those of the writer.
+pub fn write_rows(
+    out: &mut dyn Write,
+    headings: &[(&str, bool)],
+    rows: &[Row<'_>],
+    elapsed: StdDuration,
+    most: Option<usize>,
+) -> io::Result<()> {
+    const TIMES: [&str; 8] = ["EXITS", "/s", "TIME", "TIME%", "AVG", "P50", "P99", "MAX"];
+    let busy = rows.iter().filter(|row| !row.is_halt);
+    let total: u64 = busy.clone().map(|row| row.times.total).sum();
+    let align = |cells: Vec<String>| {
+        let numbers = headings.iter().map(|(_, number)| *number).chain(TIMES.map(|_| true));
+        TableRow::from(numbers.zip(cells).map(|(number, cell)| {
+            let alignment = if number { CellAlignment::Right } else { CellAlignment::Left };
+            Cell::new(cell).set_alignment(alignment)
+        }))
+    };
+    let mut shown = new_table();
+    let names = headings.iter().map(|(heading, _)| *heading).chain(TIMES);
+    shown.set_header(align(names.map(|name| Styled(style::HEADING, name).to_string()).collect()));
+
+    let wanted = most.unwrap_or(rows.len());
+    let mut halts_begun = false;
+    for (index, Row { of, is_halt, times }) in rows.iter().enumerate() {
+        if index >= wanted && !is_halt {
+            continue;
+        }
+        if *is_halt && !halts_begun {
+            halts_begun = true;
+            shown.add_row(align(vec![String::new(); headings.len() + TIMES.len()]));
+        }
+        let share = if *is_halt || total == 0 {
+            "idle".to_owned()
+        } else {
+            format!("{:.1}%", times.total as f64 * 100.0 / total as f64)
+        };
+        let took = |time: u64| if times.count == 0 { "-".to_owned() } else { Duration(time).to_string() };
+        let mut cells = of.clone();
+        cells.extend([
+            Count(times.exits()).to_string(),
+            Count((times.exits() as f64 / elapsed.as_secs_f64()).round() as u64).to_string(),
+            took(times.total),
+            share,
+            took(times.mean()),
+            took(times.percentile(50.0)),
+            took(times.percentile(99.0)),
+            took(times.max),
+        ]);
+        shown.add_row(align(cells));
+    }
+    write_table(out, &mut shown)?;
+    let hidden = busy.count().saturating_sub(wanted);
+    if hidden > 0 {
+        writeln!(out, "… and {hidden} more rows")?;
+    }
+    Ok(())
+}
+
+/// A table without lines.
+pub(super) fn new_table() -> comfy_table::Table {
+    let mut table = comfy_table::Table::new();
+    table.load_style(NOTHING);
+    table
+}
+
+/// Writes a table, two spaces between its columns.
+pub(super) fn write_table(out: &mut dyn Write, table: &mut comfy_table::Table) -> io::Result<()> {
+    for column in table.column_iter_mut() {
+        column.set_padding((0, 2));
+    }
+    table.lines().try_for_each(|line| writeln!(out, "{}", line.trim_end()))
 }
 
 /// Writes the table of what was counted in `elapsed`, and a summary.
@@ -69,72 +163,28 @@ pub fn write(
         }
         sum
     };
-    let total = busy(None);
     let per_vcpu = rows.iter().any(|(key, _)| key.vcpu.is_some());
-
-    let mut shown = comfy_table::Table::new();
-    shown.load_style(NOTHING);
-    let headings =
-        ["VM", "vCPU", "", "REASON", "DETAIL", "EXITS", "/s", "TIME", "TIME%", "AVG", "P50", "P99", "MAX"];
-    let is_number = |column: usize| column == 1 || column >= 5;
-    let row = |cells: Vec<String>| {
-        let cells = cells.into_iter().enumerate().filter(|(column, _)| *column != 1 || per_vcpu);
-        Row::from(cells.map(|(column, cell)| {
-            Cell::new(cell).set_alignment(if is_number(column) {
-                CellAlignment::Right
-            } else {
-                CellAlignment::Left
-            })
-        }))
-    };
-    shown.set_header(row(headings.map(|heading| Styled(style::HEADING, heading).to_string()).to_vec()));
-
-    let wanted = most.unwrap_or(rows.len());
-    let mut halts_begun = false;
-    for (index, (key, times)) in rows.iter().enumerate() {
-        let halt = is_halt(key);
-        if index >= wanted && !halt {
-            continue;
-        }
-        if halt && !halts_begun {
-            halts_begun = true;
-            shown.add_row(row(vec![String::new(); headings.len()]));
-        }
-        let share = if halt || total.total == 0 {
-            "idle".to_owned()
-        } else {
-            format!("{:.1}%", times.total as f64 * 100.0 / total.total as f64)
-        };
-        let took = |time: u64| if times.count == 0 { "-".to_owned() } else { Duration(time).to_string() };
-        shown.add_row(row(vec![
-            format!("{}:{}", names.get(key.vm), key.vm),
-            key.vcpu.map(|vcpu| vcpu.to_string()).unwrap_or_default(),
-            Styled(style::level(key.level), key.level).to_string(),
-            key.isa.exit_reason(key.exit_reason).to_string(),
-            match key.detail {
-                Detail::None => String::new(),
-                detail => detail.to_string(),
-            },
-            Count(times.exits()).to_string(),
-            Count((times.exits() as f64 / elapsed.as_secs_f64()).round() as u64).to_string(),
-            took(times.total),
-            share,
-            took(times.mean()),
-            took(times.percentile(50.0)),
-            took(times.percentile(99.0)),
-            took(times.max),
-        ]));
-    }
-    for column in shown.column_iter_mut() {
-        column.set_padding((0, 2));
-    }
-    for line in shown.lines() {
-        writeln!(out, "{}", line.trim_end())?;
-    }
-    let hidden = rows.iter().skip(wanted).filter(|(key, _)| !is_halt(key)).count();
-    if hidden > 0 {
-        writeln!(out, "… and {hidden} more rows")?;
-    }
+    let headings = [("VM", false), ("vCPU", true), ("", false), ("REASON", false), ("DETAIL", false)];
+    let is_shown = |column: &usize| *column != 1 || per_vcpu;
+    let headings: Vec<_> = (0..headings.len()).filter(is_shown).map(|column| headings[column]).collect();
+    let rows: Vec<_> = rows
+        .into_iter()
+        .map(|(key, times)| {
+            let of = [
+                format!("{}:{}", names.get(key.vm), key.vm),
+                key.vcpu.map(|vcpu| vcpu.to_string()).unwrap_or_default(),
+                Styled(style::level(key.level), key.level).to_string(),
+                key.isa.exit_reason(key.exit_reason).to_string(),
+                match key.detail {
+                    Detail::None => String::new(),
+                    detail => detail.to_string(),
+                },
+            ];
+            let of = of.into_iter().enumerate().filter(|(column, _)| is_shown(column));
+            Row { of: of.map(|(_, cell)| cell).collect(), is_halt: is_halt(key), times }
+        })
+        .collect();
+    write_rows(out, &headings, &rows, elapsed, most)?;
 
     let (l1, l2) = (busy(Some(Level::L1)), busy(Some(Level::L2)));
     let all: u64 = table.values().map(Times::exits).sum();

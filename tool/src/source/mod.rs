@@ -62,6 +62,12 @@ pub trait Trace {
     /// The source cannot be read.
     fn read(&mut self) -> Result<Vec<Record>>;
 
+    /// Exits or events that have been lost since the start.
+    ///
+    /// # Errors
+    /// The source cannot be read.
+    fn lost(&self) -> Result<u64>;
+
     /// Stops; returns what has not been read yet, with the exits that no entry has ended.
     ///
     /// # Errors

@@ -101,6 +101,10 @@ impl source::Trace for Trace {
         Ok(exits.into_iter().map(Record::Exit).collect())
     }
 
+    fn lost(&self) -> Result<u64> {
+        Ok(self.counters().lost)
+    }
+
     fn finish(&mut self) -> Result<(Vec<Record>, Counters)> {
         self.links.clear();
         let mut records = self.read()?;

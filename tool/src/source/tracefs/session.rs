@@ -76,6 +76,11 @@ impl Session {
         Ok(self.selected(Pairing::records))
     }
 
+    /// Events that have been lost since the start.
+    pub(super) fn lost(&self) -> Result<u64> {
+        self.reader.lost()
+    }
+
     /// Stops; what has not been read yet, and what was lost.
     pub(super) fn finish(&mut self) -> Result<(Vec<Record>, Counters)> {
         self.instance.set("tracing_on", "0")?;

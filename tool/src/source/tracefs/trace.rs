@@ -33,6 +33,10 @@ impl source::Trace for Trace {
         self.session.read()
     }
 
+    fn lost(&self) -> Result<u64> {
+        self.0.lost()
+    }
+
     fn finish(&mut self) -> Result<(Vec<Record>, Counters)> {
         self.session.finish()
     }

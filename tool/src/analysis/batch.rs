@@ -1,0 +1,248 @@
+// SPDX-License-Identifier: MIT
+//! Exits by the column: what every analysis takes, wherever the exits come from.
+
+use super::pairing::Record;
+use exitregs_common::detail::{self, Detail};
+use exitregs_common::event::{Cause, Event, Exit, KvmEntry, KvmExit, abi_from_field};
+use exitregs_common::isa::{Isa, Level};
+use std::collections::HashMap;
+
+/// A time that there was not.
+pub const NEVER: u64 = u64::MAX;
+
+/// The fields of `kvm_exit` that a [`Class`] has.
+pub const CLASS_FIELDS: [&str; 5] = ["exit_reason", "isa", "vcpu_id", "is_nested", "is_protected"];
+
+/// What many exits have in common. There are few classes among many exits, so that analyses look at classes, and at
+/// exits only for their times.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Class {
+    /// The VM, by the VMM's pid; 0 if unknown.
+    pub vm: u32,
+    /// The vCPU's id.
+    pub vcpu: u32,
+    /// `isa` of `kvm_exit`.
+    pub isa: u32,
+    /// The exit reason with its flag bits.
+    pub exit_reason: u32,
+    /// `is_nested` of `kvm_exit`.
+    pub is_nested: u8,
+    /// `is_protected` of `kvm_exit`.
+    pub is_protected: u8,
+    /// As [`Exit::hypercall_abi`] has it.
+    pub hypercall_abi: u8,
+    /// As [`Exit::cause`] has it.
+    pub cause: u8,
+    /// Bit n set: `KvmExit::FIELDS[n]` is one of [`CLASS_FIELDS`], and unknown.
+    pub unknown: u32,
+    /// GPA of vmcb12 or vmcs12; 0 at L1, and if unknown.
+    pub l2: u64,
+    /// The key of the [`Detail`].
+    pub detail: u64,
+}
+
+impl Class {
+    /// The class of an exit.
+    pub fn of(exit: &Exit) -> Self {
+        let KvmExit { vcpu_id, isa, exit_reason, is_nested, is_protected, .. } = exit.exit;
+        Self {
+            vm: exit.tgid,
+            vcpu: vcpu_id,
+            isa,
+            exit_reason,
+            is_nested,
+            is_protected,
+            hypercall_abi: exit.hypercall_abi,
+            cause: exit.cause,
+            unknown: exit.exit_unknown & class_fields(),
+            l2: exit.nested_state,
+            detail: detail::key(exit),
+        }
+    }
+
+    /// Who ran.
+    pub fn level(&self) -> Level {
+        Level::from_is_nested(self.is_nested)
+    }
+
+    /// The instruction set; `None` if it is none that there is.
+    pub fn isa(&self) -> Option<Isa> {
+        Isa::from_field(self.isa)
+    }
+
+    /// MSR, hypercall, CPUID leaf or port.
+    pub fn detail(&self) -> Detail {
+        match self.isa() {
+            Some(isa) => {
+                Detail::from_key(isa, self.exit_reason, abi_from_field(self.hypercall_abi), self.detail)
+            }
+            None => Detail::Unknown,
+        }
+    }
+
+    /// Why L1 ran after it, if that is known.
+    pub fn cause(&self) -> Option<Cause> {
+        Cause::ALL.into_iter().find(|cause| *cause as u8 == self.cause)
+    }
+
+    /// The fields of `kvm_exit` that the class has; all else is 0.
+    pub fn event(&self) -> KvmExit {
+        let Self { vcpu, isa, exit_reason, is_nested, is_protected, .. } = *self;
+        KvmExit { vcpu_id: vcpu, isa, exit_reason, is_nested, is_protected, ..KvmExit::default() }
+    }
+}
+
+/// The bits of [`CLASS_FIELDS`] in a mask of `KvmExit`'s fields.
+pub fn class_fields() -> u32 {
+    CLASS_FIELDS.into_iter().map(bit::<KvmExit>).fold(0, |mask, bit| mask | bit)
+}
+
+/// The bit of a field in a mask of an event's fields; 0 if it has none of that name.
+pub fn bit<E: Event>(field: &str) -> u32 {
+    E::index(field).map_or(0, |index| 1 << index)
+}
+
+/// The columns that an analysis needs.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Columns {
+    /// [`Batch::exit_time`].
+    pub exit_time: bool,
+    /// [`Batch::next_entry`].
+    pub next_entry: bool,
+    /// [`Batch::entry`].
+    pub entry: bool,
+    /// Bit n set: `KvmExit::FIELDS[n]`.
+    pub exit_fields: u32,
+    /// Bit n set: `KvmEntry::FIELDS[n]`.
+    pub entry_fields: u32,
+}
+
+impl Columns {
+    /// The columns of either.
+    pub fn and(self, other: Self) -> Self {
+        Self {
+            exit_time: self.exit_time | other.exit_time,
+            next_entry: self.next_entry | other.next_entry,
+            entry: self.entry | other.entry,
+            exit_fields: self.exit_fields | other.exit_fields,
+            entry_fields: self.entry_fields | other.entry_fields,
+        }
+    }
+}
+
+/// A field of many exits.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Column {
+    /// Zero-extended.
+    pub values: Vec<u64>,
+    /// Which of them are unknown; empty if none is.
+    pub unknown: Vec<bool>,
+}
+
+impl Column {
+    /// The value of an exit, if it is known.
+    pub fn get(&self, row: usize) -> Option<u64> {
+        let known = !self.unknown.get(row).copied().unwrap_or(false);
+        known.then(|| self.values.get(row).copied()).flatten()
+    }
+}
+
+/// Exits by the column, in the order in which they ended, and what was lost. Columns that were not asked for are empty.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Batch {
+    /// The classes that there are.
+    pub classes: Vec<Class>,
+    /// Of each exit, its class's place in `classes`.
+    pub class: Vec<u16>,
+    /// Of each exit, nanoseconds on the source's clock.
+    pub exit_time: Vec<u64>,
+    /// Nanoseconds from each exit to the vCPU's next entry, or [`NEVER`].
+    pub next_entry: Vec<u64>,
+    /// Nanoseconds from each exit to the entry that ended it, or [`NEVER`].
+    pub entry: Vec<u64>,
+    /// Fields of `kvm_exit`, each at its place in `KvmExit::FIELDS`.
+    pub exit_fields: Vec<Column>,
+    /// Fields of `kvm_entry` of the entries that ended the exits.
+    pub entry_fields: Vec<Column>,
+    /// Events that were lost while these came.
+    pub lost: u64,
+    /// Names of the VMs.
+    pub names: Vec<(u32, String)>,
+}
+
+impl Batch {
+    /// The most exits that a batch can have.
+    pub const MAX: usize = 1 << 16;
+
+    /// The columns of records, of which there are [`MAX`](Self::MAX) at most. Nested page faults are left out.
+    pub fn new(records: &[Record], columns: Columns, lost: u64) -> Self {
+        let mut batch = Self { lost, ..Self::default() };
+        let mut known: HashMap<Class, u16> = HashMap::new();
+        let exits: Vec<&Exit> = records
+            .iter()
+            .filter_map(|record| match record {
+                Record::Exit(exit) => Some(exit),
+                Record::NestedPageFault(_) => None,
+            })
+            .take(Self::MAX)
+            .collect();
+        for exit in &exits {
+            let class = Class::of(exit);
+            let place = *known.entry(class).or_insert_with(|| {
+                batch.classes.push(class);
+                (batch.classes.len() - 1) as u16
+            });
+            batch.class.push(place);
+        }
+        let after = |exit: &Exit, time: u64| time.checked_sub(exit.exit_time).unwrap_or(NEVER);
+        let times = |wanted: bool, time: &dyn Fn(&Exit) -> u64| -> Vec<u64> {
+            if wanted { exits.iter().map(|exit| time(exit)).collect() } else { Vec::new() }
+        };
+        batch.exit_time = times(columns.exit_time, &|exit| exit.exit_time);
+        batch.next_entry = times(columns.next_entry, &|exit| after(exit, exit.next_entry_time));
+        batch.entry = times(columns.entry, &|exit| after(exit, exit.entry_time));
+        batch.exit_fields = fields::<KvmExit>(columns.exit_fields, &exits, |exit| {
+            let registers = if exit.exit.is_protected != 0 { registers::<KvmExit>() } else { 0 };
+            (exit.exit, exit.exit_unknown | registers)
+        });
+        batch.entry_fields = fields::<KvmEntry>(columns.entry_fields, &exits, |exit| {
+            let registers = if exit.entry.is_protected != 0 { registers::<KvmEntry>() } else { 0 };
+            let unknown = if exit.entry_time == 0 { u32::MAX } else { exit.entry_unknown | registers };
+            (exit.entry, unknown)
+        });
+        batch
+    }
+
+    /// How many exits there are.
+    pub fn len(&self) -> usize {
+        self.class.len()
+    }
+
+    /// Whether a VM is one of those wanted, by pid or name; of all, if `wanted` is empty.
+    pub fn is_of(&self, vm: u32, wanted: &[String]) -> bool {
+        let name = self.names.iter().find(|(pid, _)| *pid == vm).map(|(_, name)| name);
+        wanted.is_empty() || wanted.iter().any(|word| word.parse() == Ok(vm) || Some(word) == name)
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.class.is_empty()
+    }
+}
+
+/// The bits of the four registers, which are unknown of a protected guest.
+pub fn registers<E: Event>() -> u32 {
+    ["rax", "rbx", "rcx", "rdx"].into_iter().map(bit::<E>).fold(0, |mask, bit| mask | bit)
+}
+
+fn fields<E: Event>(wanted: u32, exits: &[&Exit], of: impl Fn(&Exit) -> (E, u32)) -> Vec<Column> {
+    let mut columns = vec![Column::default(); if wanted == 0 { 0 } else { E::FIELDS.len() }];
+    for (index, column) in columns.iter_mut().enumerate().filter(|(index, _)| wanted & 1 << index != 0) {
+        column.values = exits.iter().map(|exit| of(exit).0.value(index).unwrap_or(0)).collect();
+        column.unknown = exits.iter().map(|exit| of(exit).1 & 1 << index != 0).collect();
+        if !column.unknown.contains(&true) {
+            column.unknown = Vec::new();
+        }
+    }
+    columns
+}

@@ -1,0 +1,159 @@
+// SPDX-License-Identifier: MIT
+//! Recordings: exits in a file, an Apache Arrow IPC stream. docs/recording.md describes the format.
+//!
+//! Columns and their types are those of the field tables in common/src/event.rs.
+
+mod read;
+mod write;
+
+pub use read::{Damage, Encoded, Reader};
+pub use write::Writer;
+
+use crate::analysis::batch::{Batch, CLASS_FIELDS};
+use arrow_schema::{DataType, Field, Fields, Schema};
+use exitregs_common::event::{Event, KvmEntry, KvmExit, KvmNestedPageFault};
+use exitregs_common::isa::Isa;
+use std::collections::HashMap;
+
+/// The version of the format; a reader refuses others.
+const VERSION: &str = "1";
+/// The most rows of a batch: a row's class is a number of 16 bits.
+pub const MAX_ROWS: usize = Batch::MAX;
+
+/// What a recording tells of its host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Metadata {
+    /// The kernel's release.
+    pub kernel: String,
+    /// The instruction set of its guests.
+    pub isa: Isa,
+    /// Where the exits came from, in a few words.
+    pub source: String,
+    /// The clock of the times.
+    pub clock: String,
+    /// CLOCK_REALTIME minus the clock of the times when the recording began, in nanoseconds.
+    pub realtime_offset: u64,
+}
+
+impl Metadata {
+    fn to_map(&self) -> HashMap<String, String> {
+        let Self { kernel, isa, source, clock, realtime_offset } = self;
+        let entries = [
+            ("exitregs.version", VERSION.to_owned()),
+            ("exitregs.kernel", kernel.clone()),
+            ("exitregs.isa", isa.to_string()),
+            ("exitregs.source", source.clone()),
+            ("exitregs.clock", clock.clone()),
+            ("exitregs.realtime_offset_ns", realtime_offset.to_string()),
+        ];
+        entries.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
+    }
+
+    fn from_map(map: &HashMap<String, String>) -> Result<Self, String> {
+        let get = |name: &str| map.get(name).cloned().ok_or_else(|| format!("its schema has no {name}"));
+        let version = get("exitregs.version")?;
+        if version != VERSION {
+            return Err(format!("it is a recording of version {version}, this exitregs reads {VERSION}"));
+        }
+        let name = get("exitregs.isa")?;
+        let isa = [Isa::Vmx, Isa::Svm].into_iter().find(|isa| isa.to_string() == name);
+        Ok(Self {
+            kernel: get("exitregs.kernel")?,
+            isa: isa.ok_or_else(|| format!("there is no instruction set `{name}`"))?,
+            source: get("exitregs.source")?,
+            clock: get("exitregs.clock")?,
+            realtime_offset: get("exitregs.realtime_offset_ns")?.parse().unwrap_or(0),
+        })
+    }
+}
+
+/// The columns that are of no event, before those that are.
+const OWN_COLUMNS: usize = 6;
+const TIME: usize = 0;
+const CLASS: usize = 1;
+const NEXT_ENTRY: usize = 2;
+const ENTRY: usize = 3;
+const LOST: usize = 4;
+const RIP_WRITTEN: usize = 5;
+
+/// The members of a class that are of no event, before those that are.
+const OWN_MEMBERS: usize = 6;
+const VM: usize = 0;
+const VM_NAME: usize = 1;
+const L2: usize = 2;
+const HYPERCALL_ABI: usize = 3;
+const CAUSE: usize = 4;
+const DETAIL: usize = 5;
+
+/// The places in `KvmExit::FIELDS` of the fields that are columns of their own, not members of the class.
+fn exit_columns() -> impl Iterator<Item = usize> {
+    let is_column = |index: &usize| !CLASS_FIELDS.contains(&KvmExit::FIELDS[*index].name);
+    (0..KvmExit::FIELDS.len()).filter(is_column)
+}
+
+/// The places in `KvmExit::FIELDS` of the fields that are members of the class.
+fn class_members() -> impl Iterator<Item = usize> {
+    CLASS_FIELDS.into_iter().filter_map(KvmExit::index)
+}
+
+/// The field of `kvm_exit` from which a field of `kvm_entry` is stored as the difference: what the guest goes on with is
+/// mostly what it stopped with.
+fn base(entry_field: usize) -> Option<usize> {
+    let field = &KvmEntry::FIELDS[entry_field];
+    match field.name {
+        "rip" => KvmExit::index("guest_rip"),
+        name if field.is_common() || name == "vcpu_id" => KvmExit::index(name),
+        _ => None,
+    }
+}
+
+fn data_type(field: &exitregs_common::event::Field) -> DataType {
+    match field.size {
+        1 => DataType::UInt8,
+        4 => DataType::UInt32,
+        _ => DataType::UInt64,
+    }
+}
+
+fn event_fields<E: Event>(prefix: &str, indices: impl Iterator<Item = usize>) -> Vec<Field> {
+    let field = |index: usize| &E::FIELDS[index];
+    indices.map(|i| Field::new(format!("{prefix}{}", field(i).name), data_type(field(i)), true)).collect()
+}
+
+fn class_type() -> Fields {
+    let mut members = vec![
+        Field::new("vm", DataType::UInt32, true),
+        Field::new("vm_name", DataType::Utf8, true),
+        Field::new("l2", DataType::UInt64, true),
+        Field::new("hypercall_abi", DataType::UInt8, false),
+        Field::new("cause", DataType::UInt8, false),
+        Field::new("detail", DataType::UInt64, true),
+    ];
+    debug_assert_eq!(members.len(), OWN_MEMBERS);
+    members.extend(event_fields::<KvmExit>("", class_members()));
+    members.into()
+}
+
+fn fault_type() -> Fields {
+    event_fields::<KvmNestedPageFault>("", 0..KvmNestedPageFault::FIELDS.len()).into()
+}
+
+fn schema() -> Schema {
+    let class = DataType::Dictionary(Box::new(DataType::UInt16), Box::new(DataType::Struct(class_type())));
+    let mut fields = vec![
+        Field::new("time", DataType::Int64, false),
+        Field::new("class", class, false),
+        Field::new("next_entry", DataType::UInt64, true),
+        Field::new("entry", DataType::UInt64, true),
+        Field::new("lost", DataType::UInt64, false),
+        Field::new("rip_written", DataType::UInt8, false),
+    ];
+    debug_assert_eq!(fields.len(), OWN_COLUMNS);
+    fields.extend(event_fields::<KvmExit>("exit.", exit_columns()));
+    fields.extend(event_fields::<KvmEntry>("entry.", 0..KvmEntry::FIELDS.len()));
+    fields.push(Field::new(KvmNestedPageFault::NAME, DataType::Struct(fault_type()), true));
+    Schema::new(fields)
+}
+
+#[cfg(test)]
+mod tests;
