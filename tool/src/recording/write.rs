@@ -198,11 +198,10 @@ fn row(record: &Record) -> Exit {
                 exit_time: time,
                 tgid,
                 nested_state,
-                exit_unknown: u32::MAX
-                    & !["vcpu_id", "is_nested", "is_protected"]
-                        .into_iter()
-                        .map(bit::<KvmExit>)
-                        .fold(0, |mask, bit| mask | bit),
+                exit_unknown: !["vcpu_id", "is_nested", "is_protected"]
+                    .into_iter()
+                    .map(bit::<KvmExit>)
+                    .fold(0, |mask, bit| mask | bit),
                 exit: KvmExit { vcpu_id, is_nested, is_protected, ..KvmExit::default() },
                 ..Exit::default()
             }
