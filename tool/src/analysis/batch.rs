@@ -3,7 +3,7 @@
 
 use super::pairing::Record;
 use exitregs_common::detail::{self, Detail};
-use exitregs_common::event::{Cause, Event, Exit, KvmEntry, KvmExit, abi_from_field};
+use exitregs_common::event::{Cause, Event, Exit, KvmEntry, KvmExit, abi_from_field, field_bit};
 use exitregs_common::isa::{Isa, Level};
 use std::collections::HashMap;
 
@@ -94,12 +94,7 @@ impl Class {
 
 /// The bits of [`CLASS_FIELDS`] in a mask of `KvmExit`'s fields.
 pub fn class_fields() -> u32 {
-    CLASS_FIELDS.into_iter().map(bit::<KvmExit>).fold(0, |mask, bit| mask | bit)
-}
-
-/// The bit of a field in a mask of an event's fields; 0 if it has none of that name.
-pub fn bit<E: Event>(field: &str) -> u32 {
-    E::index(field).map_or(0, |index| 1 << index)
+    CLASS_FIELDS.into_iter().map(|name| field_bit(KvmExit::FIELDS, name)).fold(0, |mask, bit| mask | bit)
 }
 
 /// The columns that an analysis needs.
@@ -232,7 +227,10 @@ impl Batch {
 
 /// The bits of the four registers, which are unknown of a protected guest.
 pub fn registers<E: Event>() -> u32 {
-    ["rax", "rbx", "rcx", "rdx"].into_iter().map(bit::<E>).fold(0, |mask, bit| mask | bit)
+    ["rax", "rbx", "rcx", "rdx"]
+        .into_iter()
+        .map(|name| field_bit(E::FIELDS, name))
+        .fold(0, |mask, bit| mask | bit)
 }
 
 fn fields<E: Event>(wanted: u32, exits: &[&Exit], of: impl Fn(&Exit) -> (E, u32)) -> Vec<Column> {

@@ -4,7 +4,9 @@
 //! The BPF programs do the same in the kernel (tool/bpf/trace.bpf.c); this is for sources that only have records.
 
 use exitregs_common::detail::DetailKind;
-use exitregs_common::event::{Event, Exit, KvmEntry, KvmExit, KvmNestedPageFault, abi_field, field_bit};
+use exitregs_common::event::{
+    Cause, Event, Exit, KvmEntry, KvmExit, KvmNestedPageFault, abi_field, field_bit,
+};
 use exitregs_common::flags::EventInfo;
 use exitregs_common::hypercall::Abi;
 use exitregs_common::isa::Isa;
@@ -350,7 +352,15 @@ impl Pairing {
                 // L1 has run: what L2 does next is not the end of its last exit because it comes next.
                 vcpu.last = vcpu.last.filter(|last| *last == L1);
             }
-            What::NestedEntryFailed | What::NestedExitInject { .. } => vcpu.enters_l2 = false,
+            What::NestedEntryFailed => vcpu.enters_l2 = false,
+            What::NestedExitInject { exit_reason } => {
+                vcpu.enters_l2 = false;
+                if let Some(place) = vcpu.last.filter(|place| *place != L1)
+                    && let Some(exit) = &mut vcpu.open[place]
+                {
+                    exit.cause = Cause::of(exit.exit.exit_reason, *exit_reason) as u8;
+                }
+            }
             What::NestedExit { .. } => {
                 self.nested_exits = true;
                 vcpu.enters_l2 = true;

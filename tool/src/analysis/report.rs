@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: MIT
 //! Counts and times of exits by whatever is asked for.
 
-use super::batch::{Batch, Class, Columns, NEVER, bit};
+use super::batch::{Batch, Class, Columns, NEVER};
 use super::stat::Times;
 use super::timeline::Timeline;
 use crate::filter::Filter;
-use exitregs_common::event::{Event, KvmExit};
+use exitregs_common::event::{Event, KvmExit, field_bit};
 use exitregs_common::isa::Level;
 use std::collections::HashMap;
 use std::ops::Range;
@@ -158,7 +158,7 @@ impl Question {
                 By::Vcpu => (key.vm, key.vcpu) = (class.vm, class.vcpu),
                 By::Level => {
                     key.is_nested = class.is_nested;
-                    key.unknown |= class.unknown & bit::<KvmExit>("is_nested");
+                    key.unknown |= class.unknown & field_bit(KvmExit::FIELDS, "is_nested");
                 }
                 By::L2 => key.l2 = class.l2,
                 By::Reason => key.exit_reason = class.exit_reason,

@@ -2,6 +2,7 @@
 //! `exitregs stat`: exits counted and timed in the kernel.
 
 mod count;
+mod nested;
 
 use super::Stop;
 use super::child::Child;
@@ -44,6 +45,9 @@ pub struct Arguments {
     /// Print this many rows at most
     #[arg(short = 'n', long, value_name = "N")]
     rows: Option<usize>,
+    /// What each exit of L2 costs: who handled it, which exits of L1 it caused, and where the time went
+    #[arg(long, conflicts_with_all = ["per_vcpu", "sort", "csv", "count_only"])]
+    nested: bool,
     /// Only count, without times: by a perf counter for each level and each --view or --where; cheaper if these are few
     #[arg(long, conflicts_with_all = ["per_vcpu", "sort", "rows", "source", "hypercall_abi"])]
     count_only: bool,
@@ -73,6 +77,9 @@ pub fn run(arguments: &Arguments) -> Result<u8> {
     let host = Host::this();
     if arguments.count_only {
         return count::run(arguments, &host);
+    }
+    if arguments.nested {
+        return nested::run(arguments, &host);
     }
     let selection = arguments.selection.on(&host)?;
     if !selection.exits {

@@ -6,12 +6,12 @@
 mod read;
 mod write;
 
-pub use read::{Damage, Encoded, Reader};
+pub use read::{Damage, Encoded, MAGIC, Reader};
 pub use write::Writer;
 
 use crate::analysis::batch::{Batch, CLASS_FIELDS};
 use arrow_schema::{DataType, Field, Fields, Schema};
-use exitregs_common::event::{Event, KvmEntry, KvmExit, KvmNestedPageFault};
+use exitregs_common::event::{Event, KvmEntry, KvmExit, KvmNestedPageFault, field_bit};
 use exitregs_common::isa::Isa;
 use std::collections::HashMap;
 
@@ -68,13 +68,15 @@ impl Metadata {
 }
 
 /// The columns that are of no event, before those that are.
-const OWN_COLUMNS: usize = 6;
+const OWN_COLUMNS: usize = 8;
 const TIME: usize = 0;
 const CLASS: usize = 1;
 const NEXT_ENTRY: usize = 2;
 const ENTRY: usize = 3;
 const LOST: usize = 4;
 const RIP_WRITTEN: usize = 5;
+const OPERANDS: usize = 6;
+const RESULTS: usize = 7;
 
 /// The members of a class that are of no event, before those that are.
 const OWN_MEMBERS: usize = 6;
@@ -105,6 +107,12 @@ fn base(entry_field: usize) -> Option<usize> {
         name if field.is_common() || name == "vcpu_id" => KvmExit::index(name),
         _ => None,
     }
+}
+
+/// The bits of registers that are unknown, but of which another event tells the part that the instruction uses: of
+/// [`Exit::operands`](exitregs_common::event::Exit::operands) and `results` in a mask of an event's fields.
+fn told<E: Event>(registers: u8) -> u32 {
+    u32::from(registers) * field_bit(E::FIELDS, "rax")
 }
 
 fn data_type(field: &exitregs_common::event::Field) -> DataType {
@@ -147,6 +155,8 @@ fn schema() -> Schema {
         Field::new("entry", DataType::UInt64, true),
         Field::new("lost", DataType::UInt64, false),
         Field::new("rip_written", DataType::UInt8, false),
+        Field::new("operands", DataType::UInt8, false),
+        Field::new("results", DataType::UInt8, false),
     ];
     debug_assert_eq!(fields.len(), OWN_COLUMNS);
     fields.extend(event_fields::<KvmExit>("exit.", exit_columns()));

@@ -2,8 +2,9 @@
 //! Reading recordings, damaged ones too: nothing in a file is believed before it was checked.
 
 use super::{
-    CAUSE, CLASS, DETAIL, ENTRY, HYPERCALL_ABI, L2, LOST, MAX_ROWS, Metadata, NEXT_ENTRY, OWN_COLUMNS,
-    OWN_MEMBERS, RIP_WRITTEN, TIME, VM, VM_NAME, base, class_members, exit_columns, schema,
+    CAUSE, CLASS, DETAIL, ENTRY, HYPERCALL_ABI, L2, LOST, MAX_ROWS, Metadata, NEXT_ENTRY, OPERANDS,
+    OWN_COLUMNS, OWN_MEMBERS, RESULTS, RIP_WRITTEN, TIME, VM, VM_NAME, base, class_members, exit_columns,
+    schema, told,
 };
 use crate::analysis::batch::{Batch, Class, Column, Columns, NEVER};
 use crate::analysis::pairing::{NestedPageFault, Record};
@@ -21,8 +22,8 @@ use std::fmt;
 use std::io::{self, Read};
 use std::sync::Arc;
 
-/// What each message begins with.
-const CONTINUATION: [u8; 4] = [0xff; 4];
+/// What each message begins with, and so the file.
+pub const MAGIC: [u8; 4] = [0xff; 4];
 /// No message of a recording has more bytes before its body.
 const MAX_HEAD: usize = 1 << 20;
 /// No batch has more bytes: some forty columns of 8 bytes.
@@ -178,7 +179,7 @@ impl<R: Read> Reader<R> {
         if start.len() < 8 {
             return Err(cut("beginning"));
         }
-        if start[..4] != CONTINUATION {
+        if start[..4] != MAGIC {
             return Err(damage(offset, "no Arrow message begins here"));
         }
         let size = u32::from_le_bytes([start[4], start[5], start[6], start[7]]) as usize;
@@ -392,7 +393,8 @@ impl Encoded {
         let (classes, _) = classes(all.values().as_struct());
         let since = decoded.column(TIME).as_primitive::<Int64Type>();
         let (next, after) = (or_never(decoded.column(NEXT_ENTRY)), or_never(decoded.column(ENTRY)));
-        let rip_written = decoded.column(RIP_WRITTEN).as_primitive::<UInt8Type>();
+        let [rip_written, operands, results] =
+            [RIP_WRITTEN, OPERANDS, RESULTS].map(|place| decoded.column(place).as_primitive::<UInt8Type>());
         let exit_places: Vec<usize> = exit_columns().collect();
         let exits: Vec<_> =
             (0..exit_places.len()).map(|place| column(decoded.column(OWN_COLUMNS + place))).collect();
@@ -416,7 +418,8 @@ impl Encoded {
                 continue;
             }
             let of_class = class.event();
-            let mut exit_unknown = class.unknown;
+            let (operands, results) = (operands.value(row), results.value(row));
+            let mut exit_unknown = class.unknown | told::<KvmExit>(operands);
             let exit = KvmExit::from_values(|field| {
                 let Some(place) = exit_places.iter().position(|index| *index == field) else {
                     return of_class.value(field).unwrap_or(0);
@@ -425,7 +428,7 @@ impl Encoded {
                 exit_unknown |= u32::from(value.is_none()) << field;
                 value.unwrap_or(0)
             });
-            let mut entry_unknown = 0;
+            let mut entry_unknown = told::<KvmEntry>(results);
             let ended = after[row] != NEVER;
             let entry = KvmEntry::from_values(|field| {
                 let value = entries[field].get(row);
@@ -452,9 +455,9 @@ impl Encoded {
                 hypercall_abi: class.hypercall_abi,
                 rip_written: rip_written.value(row),
                 cause: class.cause,
+                operands,
+                results,
                 reserved: [0; 7],
-                operands: 0,
-                results: 0,
                 exit,
                 entry: if ended { entry } else { KvmEntry::default() },
             }));
@@ -558,7 +561,7 @@ fn classes(values: &StructArray) -> (Vec<Class>, Vec<(u32, String)>) {
 
 /// Takes the rows of nested page faults away: they are of classes without an exit reason.
 fn leave_out_faults(batch: &mut Batch) {
-    let no_reason = crate::analysis::batch::bit::<KvmExit>("exit_reason");
+    let no_reason = exitregs_common::event::field_bit(KvmExit::FIELDS, "exit_reason");
     let is_fault: Vec<bool> = batch.classes.iter().map(|class| class.unknown & no_reason != 0).collect();
     if !is_fault.contains(&true) {
         return;

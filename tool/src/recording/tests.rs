@@ -80,7 +80,7 @@ prop_compose! {
         mut exit in event::<KvmExit>(),
         mut entry in event::<KvmEntry>(),
     ) -> Record {
-        let has_reason = !crate::analysis::batch::bit::<KvmExit>("exit_reason");
+        let has_reason = !exitregs_common::event::field_bit(KvmExit::FIELDS, "exit_reason");
         let protected = |is_protected, registers| if is_protected { registers } else { 0 };
         let exit_unknown = unknown.0 & ((1 << KvmExit::FIELDS.len()) - 1) & has_reason;
         exit = masked(exit, exit_unknown);

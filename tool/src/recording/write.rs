@@ -2,9 +2,9 @@
 //! Writing recordings.
 
 use super::{
-    MAX_ROWS, Metadata, OWN_COLUMNS, base, class_members, class_type, exit_columns, fault_type, schema,
+    MAX_ROWS, Metadata, OWN_COLUMNS, base, class_members, class_type, exit_columns, fault_type, schema, told,
 };
-use crate::analysis::batch::{CLASS_FIELDS, Class, bit, registers};
+use crate::analysis::batch::{CLASS_FIELDS, Class, registers};
 use crate::analysis::pairing::{NestedPageFault, Record};
 use arrow_array::types::UInt16Type;
 use arrow_array::{
@@ -19,7 +19,7 @@ use arrow_ipc::writer::{
 };
 use arrow_schema::{ArrowError, Schema, SchemaRef};
 use exitregs_common::detail;
-use exitregs_common::event::{Event, Exit, Field, KvmEntry, KvmExit, KvmNestedPageFault};
+use exitregs_common::event::{Event, Exit, Field, KvmEntry, KvmExit, KvmNestedPageFault, field_bit};
 use std::collections::HashMap;
 use std::io;
 use std::sync::Arc;
@@ -154,13 +154,16 @@ impl Writer {
         let mut lost = self.lost;
         columns.push(Arc::new(UInt64Array::from_iter_values(rows.iter().map(|_| std::mem::take(&mut lost)))));
         columns.push(Arc::new(UInt8Array::from_iter_values(rows.iter().map(|exit| exit.rip_written))));
+        columns.push(Arc::new(UInt8Array::from_iter_values(rows.iter().map(|exit| exit.operands))));
+        columns.push(Arc::new(UInt8Array::from_iter_values(rows.iter().map(|exit| exit.results))));
         debug_assert_eq!(columns.len(), OWN_COLUMNS);
 
         for index in exit_columns() {
             let value = |exit: &Exit| exit.exit.value(index).unwrap_or(0);
             columns.push(column(&KvmExit::FIELDS[index], &rows, value, |exit| {
                 let registers = if exit.exit.is_protected != 0 { registers::<KvmExit>() } else { 0 };
-                (exit.exit_unknown | registers) & 1 << index == 0
+                let told = told::<KvmExit>(exit.operands);
+                (exit.exit_unknown & !told | registers) & 1 << index == 0
             }));
         }
         for index in 0..KvmEntry::FIELDS.len() {
@@ -170,7 +173,8 @@ impl Writer {
             };
             columns.push(column(&KvmEntry::FIELDS[index], &rows, value, |exit| {
                 let registers = if exit.entry.is_protected != 0 { registers::<KvmEntry>() } else { 0 };
-                exit.entry_time != 0 && (exit.entry_unknown | registers) & 1 << index == 0
+                let told = told::<KvmEntry>(exit.results);
+                exit.entry_time != 0 && (exit.entry_unknown & !told | registers) & 1 << index == 0
             }));
         }
         columns.push(self.faults(&faults)?);
@@ -200,7 +204,7 @@ fn row(record: &Record) -> Exit {
                 nested_state,
                 exit_unknown: !["vcpu_id", "is_nested", "is_protected"]
                     .into_iter()
-                    .map(bit::<KvmExit>)
+                    .map(|name| field_bit(KvmExit::FIELDS, name))
                     .fold(0, |mask, bit| mask | bit),
                 exit: KvmExit { vcpu_id, is_nested, is_protected, ..KvmExit::default() },
                 ..Exit::default()

@@ -18,7 +18,7 @@ fn exit() -> impl Strategy<Value = Exit> {
             exit_time,
             next_entry_time: took.map_or(0, |took| exit_time + took + 1),
             tgid,
-            exit_unknown: if is_known { 0 } else { bit::<KvmExit>("guest_rip") },
+            exit_unknown: if is_known { 0 } else { field_bit(KvmExit::FIELDS, "guest_rip") },
             exit: KvmExit { exit_reason, vcpu_id, is_nested, isa, rcx, guest_rip, ..KvmExit::default() },
             ..Exit::default()
         }

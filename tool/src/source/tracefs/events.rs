@@ -12,6 +12,8 @@ use exitregs_common::hypercall::Abi;
 pub const NESTED_ENTRY: &str = "kvm_nested_vmenter";
 /// The event of an exception that KVM injects, which `kvm_entry` does not tell before Linux 7.
 pub const EXCEPTION: &str = "kvm_inj_exception";
+/// The event of L0's giving L1 an exit of L2's. The patch series, which drops the other event of that name, renames it.
+pub const NESTED_EXITS: [&str; 2] = ["kvm_nested_vmexit_inject", "kvm_nested_vmexit"];
 /// The events that tell whose a hypercall is. A kernel without the emulation of a hypervisor may lack its event.
 pub const HYPERCALLS: [(&str, Abi); 3] =
     [("kvm_hypercall", Abi::Kvm), ("kvm_hv_hypercall", Abi::HyperV), ("kvm_xen_hypercall", Abi::Xen)];
@@ -44,6 +46,7 @@ enum Decoder {
     NestedEntry { l2: Place, event: Place },
     Exception { vector: Place, has_error: Place, error_code: Place },
     Hypercall(Abi),
+    NestedExit { exit_reason: Place },
     NewTask { pid: Place, flags: Place },
 }
 
@@ -105,6 +108,11 @@ impl Events {
             let layout = Decoder::NestedPageFault(Layout::of(&fault)?);
             decoders.push((fault.id.into(), KvmNestedPageFault::NAME, layout));
         }
+        if let Some((name, text)) = NESTED_EXITS.into_iter().find_map(|name| Some((name, format(name)?))) {
+            let told = Format::parse(&text)?;
+            let decoder = Decoder::NestedExit { exit_reason: place(&told, "exit_code")? };
+            decoders.push((told.id.into(), name, decoder));
+        }
         for (name, abi) in HYPERCALLS {
             if let Some(text) = format(name) {
                 decoders.push((Format::parse(&text)?.id.into(), name, Decoder::Hypercall(abi)));
@@ -160,6 +168,9 @@ impl Events {
             },
             // The registers are in kvm_exit.
             Decoder::Hypercall(abi) => What::Hypercall(*abi, Operands::default()),
+            Decoder::NestedExit { exit_reason } => {
+                What::NestedExitInject { exit_reason: exit_reason.read(record)? as u32 }
+            }
             Decoder::NewTask { pid, flags } => {
                 let is_thread = flags.read(record)? & CLONE_THREAD != 0;
                 let said = Said::NewTask { pid: pid.read(record)? as u32, is_thread };

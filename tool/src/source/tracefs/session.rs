@@ -2,7 +2,7 @@
 //! A running trace: set up, read, taken down.
 
 use super::Tracefs;
-use super::events::{EXCEPTION, HYPERCALLS, NESTED_ENTRY, NEW_TASK};
+use super::events::{EXCEPTION, HYPERCALLS, NESTED_ENTRY, NESTED_EXITS, NEW_TASK};
 use super::instance::Instance;
 use super::reader::Reader;
 use crate::analysis::pairing::{Pairing, Record};
@@ -57,6 +57,7 @@ impl Session {
         }
         if selection.exits {
             wanted.push(EXCEPTION);
+            wanted.extend(NESTED_EXITS);
             wanted.extend(HYPERCALLS.map(|(name, _)| name));
             // The exit last: it must not find its entry disabled.
             wanted.extend([KvmEntry::NAME, KvmExit::NAME]);

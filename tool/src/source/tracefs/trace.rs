@@ -34,7 +34,7 @@ impl source::Trace for Trace {
     }
 
     fn lost(&self) -> Result<u64> {
-        self.0.lost()
+        self.session.lost()
     }
 
     fn finish(&mut self) -> Result<(Vec<Record>, Counters)> {
