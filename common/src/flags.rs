@@ -85,6 +85,11 @@ bitflags! {
 
 display_flags!(PageFaultError);
 
+/// The vector of an exception by its mnemonic.
+pub fn exception_by_name(name: &str) -> Option<u8> {
+    (0..32).find(|vector| exception_name(*vector) == Some(name))
+}
+
 /// The mnemonic of an exception vector (`#PF` for 14), `NMI` for 2; `None` for vectors without one.
 /// APM Vol. 2 Table 8-1; SDM Vol. 3A "Protected-Mode Exceptions and Interrupts".
 pub const fn exception_name(vector: u8) -> Option<&'static str> {

@@ -21,6 +21,11 @@ macro_rules! exit_codes {
         pub const EXIT_CODES: Table = Table::new(&[
             $(Entry { number: $code, name: $name, text: $text },)*
         ]);
+
+        /// Every exit code by the name of its constant in the kernel's source, without `SVM_EXIT_`, as trace-cmd prints it.
+        const IDENTIFIERS: Table = Table::new(&[
+            $(Entry { number: $code, name: stringify!($IDENT), text: $text },)*
+        ]);
     };
 }
 
@@ -237,6 +242,11 @@ impl ExitCode {
     /// The code called `name`, whatever the case of its letters.
     pub fn by_name(name: &str) -> Option<Self> {
         EXIT_CODES.by_name(name).map(Self)
+    }
+
+    /// The code whose constant in the kernel's source is `SVM_EXIT_` and `name`.
+    pub fn by_identifier(name: &str) -> Option<Self> {
+        IDENTIFIERS.by_name(name).map(Self)
     }
 
     /// The vector of an exception exit.

@@ -6,6 +6,7 @@ mod decode;
 mod input;
 mod merge;
 pub mod perf_data;
+pub mod text;
 pub mod trace_dat;
 
 use crate::analysis::pairing::{Occurrence, Unknown, What};
@@ -143,7 +144,13 @@ pub fn of(mut file: File) -> Result<Box<dyn Reader>> {
         let file = if is_file { file } else { store(begin, file)? };
         return Ok(Box::new(perf_data::PerfData::file(Input::new(file)?)?));
     }
-    anyhow::bail!("it is in no format that exitregs reads")
+    anyhow::ensure!(!begin.is_empty(), "it is empty");
+    anyhow::ensure!(
+        !begin.iter().any(|byte| *byte < b'\t' || *byte == 0x7f),
+        "it is no trace.dat, no perf.data and no text of trace-cmd report, perf script or tracefs"
+    );
+    let length = if is_file { file.metadata()?.len() } else { 0 };
+    Ok(Box::new(text::Text::new(io::Cursor::new(begin.to_vec()).chain(file), length)))
 }
 
 /// A stream's bytes in a file without a name.
