@@ -168,3 +168,6 @@ fn commands(text: &str) -> BTreeMap<u32, String> {
     };
     text.lines().filter_map(line).collect()
 }
+
+#[cfg(test)]
+mod tests;

@@ -17,7 +17,7 @@ use crate::analysis::pairing::{Occurrence, What};
 use anyhow::{Context, Result, ensure};
 use sample::Attr;
 use std::collections::{HashMap, VecDeque};
-use std::fs::File;
+use std::io::Read;
 use stream::{Origin, Section, Stream};
 
 /// The first bytes of every `perf.data` of a little-endian machine.
@@ -205,9 +205,9 @@ impl PerfData {
     }
 
     /// A pipe's, in a file or a pipe, of which the first [`PIPE`] bytes have been read.
-    pub fn pipe(file: File, length: u64) -> Self {
+    pub fn pipe(pipe: impl Read + Send + 'static, length: u64) -> Self {
         let description = Description { format: "perf.data of a pipe".to_owned(), ..Description::default() };
-        Self::new(description, Stream::new(Origin::Pipe(file), PIPE), Events::default(), length)
+        Self::new(description, Stream::new(Origin::Pipe(Box::new(pipe)), PIPE), Events::default(), length)
     }
 
     fn new(description: Description, stream: Stream, events: Events, total: u64) -> Self {

@@ -4,7 +4,6 @@
 use super::super::Damage;
 use super::super::input::Input;
 use std::fmt;
-use std::fs::File;
 use std::io::{self, Read};
 
 /// Bytes that are read at once; no record is longer than 64 KiB.
@@ -38,14 +37,14 @@ pub enum Origin {
     /// A file.
     Section(Section),
     /// A pipe.
-    Pipe(File),
+    Pipe(Box<dyn Read + Send>),
 }
 
 impl Read for Origin {
     fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
         match self {
             Self::Section(section) => section.read(bytes),
-            Self::Pipe(file) => file.read(bytes),
+            Self::Pipe(pipe) => pipe.read(bytes),
         }
     }
 }
@@ -118,10 +117,11 @@ impl Stream {
         if have == 0 {
             return Ok(None);
         }
-        let header = self.buffer.get(self.start..self.start + HEADER).ok_or_else(|| {
-            self.ended = true;
-            cut()
-        })?;
+        if have < HEADER {
+            self.stop();
+            return Err(cut());
+        }
+        let header = &self.buffer[self.start..self.start + HEADER];
         let kind = u32::from_le_bytes([header[0], header[1], header[2], header[3]]);
         let size = usize::from(u16::from_le_bytes([header[6], header[7]]));
         let whole = size >= HEADER && self.have(size)? >= size;

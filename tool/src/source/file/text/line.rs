@@ -249,6 +249,9 @@ fn exit(body: &[u8], isa: &mut Option<Isa>) -> Option<(What, u32)> {
         };
         values[at] = number(words.next()?)?;
         known |= 1 << at;
+        if at == ISA {
+            *isa = Isa::from_field(values[ISA] as u32);
+        }
     }
     let exit = KvmExit::from_values(|index| values[index]);
     (known & 1 << REASON != 0).then_some((What::Exit(exit), !known & all::<KvmExit>()))

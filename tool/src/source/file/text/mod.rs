@@ -57,7 +57,11 @@ impl<R: Read + Send> Text<R> {
             }
             searched = rest.len();
             if self.ended {
-                return Ok((searched > 0).then_some(searched));
+                let at = self.offset;
+                self.offset += searched as u64;
+                self.start = self.buffer.len();
+                let cut = Damage::new(at, "the file ends within a line");
+                return if searched > 0 { Err(cut) } else { Ok(None) };
             }
             if searched > LONGEST_LINE {
                 let at = self.offset;
