@@ -66,6 +66,9 @@ pub struct View {
     pub about: &'static str,
     /// The trace event that it filters; of `kvm_nested_page_fault` it takes all.
     pub event: &'static str,
+    /// The event's fields that tell apart what it selects, the most telling first. Three at most: a hist trigger takes no
+    /// more keys. The first one the event of every source has.
+    pub keys: &'static [&'static str],
     /// On AMD.
     pub svm: Predicate,
     /// On Intel.
@@ -135,13 +138,18 @@ macro_rules! predicate {
 }
 
 macro_rules! views {
-    ($($event:ident $name:literal $about:literal
+    ($($event:ident $name:literal $about:literal by($($key:ident),*)
         svm($($svm:tt)*) vmx($($vmx:tt)*);)*) => {
         /// Every view.
         pub const VIEWS: &[View] = &[$( View {
             name: $name,
             about: $about,
             event: <super::event::$event as Event>::NAME,
+            keys: &[$( {
+                // It is a field.
+                let _ = core::mem::offset_of!(super::event::$event, $key);
+                stringify!($key)
+            } ),*],
             svm: predicate!(Svm: $($svm)*),
             vmx: predicate!(Vmx: $($vmx)*),
         } ),*];
@@ -149,29 +157,29 @@ macro_rules! views {
 }
 
 views! {
-    KvmExit "msr" "RDMSR and WRMSR"
+    KvmExit "msr" "RDMSR and WRMSR" by(exit_reason, rcx, info1)
         svm(MSR) vmx(MSR_READ, MSR_WRITE, MSR_READ_IMM, MSR_WRITE_IMM);
-    KvmExit "msr-read" "RDMSR"
+    KvmExit "msr-read" "RDMSR" by(exit_reason, rcx)
         svm(MSR; info1 0) vmx(MSR_READ, MSR_READ_IMM);
-    KvmExit "msr-write" "WRMSR"
+    KvmExit "msr-write" "WRMSR" by(exit_reason, rcx)
         svm(MSR; info1 1) vmx(MSR_WRITE, MSR_WRITE_IMM);
-    KvmExit "hypercall" "VMMCALL and VMCALL"
+    KvmExit "hypercall" "VMMCALL and VMCALL" by(exit_reason, rax)
         svm(VMMCALL) vmx(VMCALL);
-    KvmExit "cpuid" "CPUID"
+    KvmExit "cpuid" "CPUID" by(exit_reason, rax, rcx)
         svm(CPUID) vmx(CPUID);
-    KvmExit "pio" "port I/O"
+    KvmExit "pio" "port I/O" by(exit_reason, info1)
         svm(IOIO) vmx(IO_INSTRUCTION);
-    KvmExit "page-fault" "nested page faults; EPT violations and misconfigurations"
+    KvmExit "page-fault" "nested page faults; EPT violations and misconfigurations" by(exit_reason, info1)
         svm(NPF) vmx(EPT_VIOLATION, EPT_MISCONFIG);
-    KvmNestedPageFault "nested-page-fault" "page faults of L2 that L0 gives to L1"
+    KvmNestedPageFault "nested-page-fault" "page faults of L2 that L0 gives to L1" by(vcpu_id, host_error_code, guest_error_code)
         svm() vmx();
-    KvmExit "cr" "control-register accesses"
+    KvmExit "cr" "control-register accesses" by(exit_reason, info1)
         svm(READ_CR0 ..= WRITE_CR15, CR0_SEL_WRITE) vmx(CR_ACCESS);
-    KvmExit "hlt" "HLT"
+    KvmExit "hlt" "HLT" by(exit_reason, vcpu_id)
         svm(HLT) vmx(HLT);
-    KvmExit "interrupt" "interrupts, NMIs, and the windows for injecting them"
+    KvmExit "interrupt" "interrupts, NMIs, and the windows for injecting them" by(exit_reason, intr_info)
         svm(INTR ..= INIT, VINTR) vmx(EXTERNAL_INTERRUPT, INTERRUPT_WINDOW, NMI_WINDOW);
-    KvmExit "nested" "the virtualization instructions that L1 executes"
+    KvmExit "nested" "the virtualization instructions that L1 executes" by(exit_reason, guest_rip)
         svm(INVLPGA, VMRUN, VMLOAD ..= SKINIT)
         vmx(VMCLEAR ..= VMON, INVEPT, INVVPID);
 }

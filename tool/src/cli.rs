@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 //! The command line: what can be asked for, and what the words mean on this host.
 
-use crate::commands::{doctor, events, generate, record, report, stat, trace};
+use crate::commands::{doctor, events, generate, record, report, stat, trace, views};
 use crate::filter::Filter;
 use crate::host::Host;
 use crate::source::choose::Source;
@@ -40,6 +40,8 @@ pub enum Command {
     Report(report::Arguments),
     /// Give this kernel the patched kernel's events, for other tools to use
     Events(events::Arguments),
+    /// Print every view as trace-cmd, perf, bpftrace and tracefs can ask for it, ready to paste
+    Views(views::Arguments),
     /// Write the man pages and shell completions into a directory
     #[command(hide = true)]
     Generate(generate::Arguments),
@@ -91,7 +93,7 @@ pub struct Alternative {
 #[command(next_help_heading = "Which exits")]
 pub struct ExitArguments {
     /// Exits of a view
-    #[arg(long, value_name = "VIEW", value_delimiter = ',', value_parser = views())]
+    #[arg(long, value_name = "VIEW", value_delimiter = ',', value_parser = view_names())]
     view: Vec<&'static View>,
     /// Exits from this level
     #[arg(long, ignore_case = true)]
@@ -124,7 +126,8 @@ pub struct SelectionArguments {
     pub source: Source,
 }
 
-fn views() -> impl TypedValueParser<Value = &'static View> {
+/// Takes the name of a view.
+pub fn view_names() -> impl TypedValueParser<Value = &'static View> {
     PossibleValuesParser::new(VIEWS.iter().map(|view| PossibleValue::new(view.name).help(view.about)))
         .try_map(|name| View::by_name(&name).ok_or("no such view"))
 }

@@ -3,7 +3,7 @@
 
 use clap::Parser;
 use exitregs::cli::{Cli, Command};
-use exitregs::commands::{self, doctor, events, exit_status, generate, record, report, stat, trace};
+use exitregs::commands::{self, doctor, events, exit_status, generate, record, report, stat, trace, views};
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
@@ -15,6 +15,7 @@ fn main() -> ExitCode {
         Command::Record(arguments) => record::run(arguments),
         Command::Report(arguments) => report::run(arguments),
         Command::Events(arguments) => events::run(arguments),
+        Command::Views(arguments) => views::run(arguments),
         Command::Generate(arguments) => generate::run(arguments).map(|()| 0),
     };
     match result {

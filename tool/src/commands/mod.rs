@@ -9,6 +9,7 @@ pub mod record;
 pub mod report;
 pub mod stat;
 pub mod trace;
+pub mod views;
 
 use crate::cli::Misuse;
 use anyhow::Context;

@@ -163,29 +163,45 @@ fn fields(expression: &Expression) -> u32 {
 /// The filter as the kernel takes it.
 impl<E: Event> fmt::Display for Filter<E> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write_expression(f, &self.expression, E::FIELDS)
+        write_expression(f, &self.expression, E::FIELDS, "")
     }
 }
 
-fn write_expression(f: &mut fmt::Formatter<'_>, expression: &Expression, fields: &[Field]) -> fmt::Result {
+/// Displays a filter with something before each field's name: `args->rcx == 0x6e0` for bpftrace, whose operators are the
+/// kernel's.
+#[derive(Debug, Clone, Copy)]
+pub struct Prefixed<'a, E>(pub &'a Filter<E>, pub &'a str);
+
+impl<E: Event> fmt::Display for Prefixed<'_, E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write_expression(f, &self.0.expression, E::FIELDS, self.1)
+    }
+}
+
+fn write_expression(
+    f: &mut fmt::Formatter<'_>,
+    expression: &Expression,
+    fields: &[Field],
+    prefix: &str,
+) -> fmt::Result {
     let grouped = |f: &mut fmt::Formatter<'_>, inner: &Expression| {
         if matches!(inner, Expression::Or(..)) {
             f.write_str("(")?;
-            write_expression(f, inner, fields)?;
+            write_expression(f, inner, fields, prefix)?;
             f.write_str(")")
         } else {
-            write_expression(f, inner, fields)
+            write_expression(f, inner, fields, prefix)
         }
     };
     match expression {
         Expression::Compare { field, comparison, operand } => {
             let field = &fields[*field];
-            write!(f, "{} {} ", field.name, comparison.text())?;
+            write!(f, "{prefix}{} {} ", field.name, comparison.text())?;
             if field.is_hexadecimal() { write!(f, "{operand:#x}") } else { write!(f, "{operand}") }
         }
         Expression::Not(inner) => {
             f.write_str("!(")?;
-            write_expression(f, inner, fields)?;
+            write_expression(f, inner, fields, prefix)?;
             f.write_str(")")
         }
         Expression::And(left, right) => {
@@ -194,9 +210,9 @@ fn write_expression(f: &mut fmt::Formatter<'_>, expression: &Expression, fields:
             grouped(f, right)
         }
         Expression::Or(left, right) => {
-            write_expression(f, left, fields)?;
+            write_expression(f, left, fields, prefix)?;
             f.write_str(" || ")?;
-            write_expression(f, right, fields)
+            write_expression(f, right, fields, prefix)
         }
     }
 }

@@ -94,6 +94,16 @@ pub fn definitions(
     Ok(definitions)
 }
 
+/// Whether the event `E` has a field on every kernel that takes it, by what is known without the kernel's types.
+pub fn has<E: Event>(isa: Isa, field: &str) -> bool {
+    let origin = match E::NAME {
+        KvmExit::NAME => exit_field(isa, field),
+        KvmEntry::NAME => entry_field(isa, field),
+        _ => fault_field(isa, field),
+    };
+    origin.is_some()
+}
+
 impl Definition {
     /// Whether the event has a field.
     pub fn has(&self, field: &str) -> bool {
