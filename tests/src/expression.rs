@@ -20,11 +20,36 @@ const REASONS: [ExitCode; 7] = [
 
 /// The filter of this number.
 pub fn random(seed: u64) -> String {
+    generate(&expression(), seed)
+}
+
+/// The text of this number: a filter of which a character or two were replaced, taken out or put in.
+pub fn damaged(seed: u64) -> String {
+    // Everything that the language has a meaning for, and some that it has not.
+    let junk = proptest::sample::select("()!&|=<>~\"-_.%#{} \t0189xabfr".chars().collect::<Vec<_>>());
+    let damage = (any::<proptest::sample::Index>(), 0..3u8, junk);
+    let damaged = (expression(), proptest::collection::vec(damage, 1..3)).prop_map(|(text, damages)| {
+        let mut text: Vec<_> = text.chars().collect();
+        for (at, what, junk) in damages {
+            let at = at.index(text.len());
+            match what {
+                0 => text[at] = junk,
+                1 => text.insert(at, junk),
+                _ if text.len() > 1 => drop(text.remove(at)),
+                _ => {}
+            }
+        }
+        text.into_iter().collect()
+    });
+    generate(&damaged, seed)
+}
+
+fn generate<T>(strategy: &impl Strategy<Value = T>, seed: u64) -> T {
     let mut bytes = [0; 32];
     bytes[..8].copy_from_slice(&seed.to_le_bytes());
     let rng = TestRng::from_seed(RngAlgorithm::ChaCha, &bytes);
     let mut runner = TestRunner::new_with_rng(Config::default(), rng);
-    expression().new_tree(&mut runner).expect("the strategy rejects nothing").current()
+    strategy.new_tree(&mut runner).expect("the strategy rejects nothing").current()
 }
 
 fn expression() -> impl Strategy<Value = String> {

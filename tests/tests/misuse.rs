@@ -91,6 +91,9 @@ fn wrong_arguments(boot: &mut Boot) {
         (&["trace", "--buffer-size", "3"], &["power of two"]),
         (&["stat", "--json", "--csv"], &["--csv"]),
         (&["doctor", "now"], &["now"]),
+        (&["views", "msrs"], &["msrs", "msr-write"]),
+        (&["views", "msr", "--vendor", "arm"], &["--vendor", "svm"]),
+        (&["views", "nested-page-fault", "--level", "l1"], &["--level", "nested page faults are of L2"]),
     ];
     let mut scenario = Scenario::new("wrong arguments");
     let mut expected = Vec::new();
@@ -115,8 +118,17 @@ fn without_patches(boot: &mut Boot) {
     let scenario = Scenario::new("no patches")
         .run(exitregs("trace", ["trace", "--source", "native"]))
         .run(exitregs("stat", ["stat", "--source", "native"]))
-        .run(exitregs("faults", ["trace", "--view", "nested-page-fault"]));
+        .run(exitregs("faults", ["trace", "--view", "nested-page-fault"]))
+        .run(exitregs("views", ["views", "msr", "--tool", "perf-stat"]))
+        .run(exitregs("views-l2", ["views", "msr", "--level", "l2"]));
     boot.test(scenario, |played| {
+        played.succeeded(&["views"])?;
+        let views = played.stdout("views")?;
+        let commands: Vec<_> =
+            views.lines().filter(|line| !line.is_empty() && !line.starts_with('#')).collect();
+        ensure!(commands == ["perf stat -a -e kvm:kvm_exit --filter 'exit_reason == 0x7c'"], "{views}");
+        ensure!(views.matches("kvm:kvm_exit has no is_nested").count() == 2, "{views}");
+        played.failed("views-l2", 1, &["tell nothing of this", "exitregs events install"])?;
         let lacks = "kvm_exit has no is_nested, is_protected, rax, rbx, rcx, rdx";
         played.failed("trace", 1, &[lacks, "patch series"])?;
         played.failed("stat", 1, &[lacks, "patch series"])?;

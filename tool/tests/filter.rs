@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 //! Filters: what they select, that their text and their program mean the same, and that bad text is told where it is bad.
 
-use exitregs::filter::{Filter, Operation, Operator};
+use exitregs::filter::{Filter, Operation, Operator, refusal};
 use exitregs_common::event::{Event, Exit, KvmExit};
 use exitregs_common::isa::{Isa, Level};
 use exitregs_common::view::VIEWS;
@@ -126,6 +126,17 @@ proptest! {
         if let Err(error) = Filter::<KvmExit>::parse(&text, Isa::Svm) {
             prop_assert!(error.to_string().contains('^'));
         }
+    }
+
+    #[test]
+    fn what_the_kernel_says_is_shown_in_its_text(message in "[ -~]{1,30}", text in ".{1,40}", column in 0..80usize, rest in ".{0,40}") {
+        let log = format!("[    1.0] event filter parse error: error: {message}\n  Command: {text}\n{:width$}^\n", "", width = 11 + column);
+        let shown = refusal(&log).unwrap();
+        prop_assert_eq!((&shown.message, &shown.text), (&message, &text));
+        prop_assert!(text.get(shown.span.clone()).is_some() && shown.to_string().contains('^'));
+        // And of a log that makes no sense nothing, whatever it is.
+        let _ = refusal(&format!("] event filter parse error: error: {rest}"));
+        let _ = refusal(&format!("] event filter parse error: error: \n  Command: {text}\n{rest}^"));
     }
 
     #[test]
