@@ -9,6 +9,7 @@
 //! - [`guest`] and [`exitregs`] describe the two programs that nearly every scenario starts.
 //! - [`record`] reads what `exitregs trace` and `exitregs stat` wrote.
 //! - [`truth`] compares that with the ground truth.
+//! - [`view`] says what a view selects, by the truth.
 //! - [`leftover`] lists what a tracer can leave behind in a kernel.
 //! - [`expression`] makes random filters.
 
@@ -20,3 +21,4 @@ pub mod record;
 pub mod scenario;
 pub mod suite;
 pub mod truth;
+pub mod view;

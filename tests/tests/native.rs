@@ -8,18 +8,18 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, ensure};
 use exitregs_common::flags::PageFaultError;
 use exitregs_common::isa::{Isa, Level};
-use exitregs_common::view::View;
 use exitregs_common::vmx::EptViolation;
 use exitregs_lab::counts;
 use exitregs_lab::host::{Base, Built, Kernel, Patches, Status};
 use exitregs_lab::script::builtins;
-use exitregs_lab::truth::{Exits, Handled, Line};
+use exitregs_lab::truth::{Handled, Line};
 use exitregs_tests::exitregs::{exitregs, stat, trace, while_running};
 use exitregs_tests::guest::Guest;
 use exitregs_tests::record::{self, Exit, NestedPageFault};
 use exitregs_tests::scenario::{Process, Scenario};
 use exitregs_tests::suite::{self, Boot, Played, Suite};
-use exitregs_tests::truth::{self, Extent, compare, compare_counts};
+use exitregs_tests::truth::{Extent, compare, compare_counts};
+use exitregs_tests::view::{bounds, filter, scripted, selects};
 use nix::sys::signal::Signal;
 use serde::Deserialize;
 
@@ -50,21 +50,6 @@ fn describe(suite: &mut Suite) -> Result<()> {
         nested_page_faults(intel, Isa::Vmx);
     }
     Ok(())
-}
-
-/// A view's filter at a level, in the kernel's language.
-fn filter(view: &str, isa: Isa, level: Level) -> Result<String> {
-    let view = View::by_name(view).with_context(|| format!("there is no view {view}"))?;
-    Ok(view.filter(isa, Some(level)).to_string())
-}
-
-/// Whether a view selects the exits of a line.
-fn selects(view: &str, isa: Isa, line: &Line) -> bool {
-    let reason = line.exit_reason.as_deref().and_then(|name| isa.exit_reason_by_name(name));
-    let predicate = View::by_name(view).map(|view| view.predicate(isa));
-    predicate.zip(reason).is_some_and(|(predicate, reason)| {
-        predicate.reasons.iter().any(|(first, last)| (*first..=*last).contains(&reason))
-    })
 }
 
 fn native(name: &str, arguments: &[&str]) -> Process {
@@ -172,13 +157,6 @@ fn two_vms_at_once(boot: &mut Boot) {
     });
 }
 
-/// The exits of L2 that a view selects and a script has, in their order.
-fn scripted(view: &str, isa: Isa, lines: &[Line]) -> Vec<(Option<u64>, u64, u64)> {
-    let lines = lines.iter().filter(|line| line.level == 2 && line.exits == Exits::Once);
-    let lines = lines.filter(|line| selects(view, isa, line));
-    lines.map(|line| (Some(line.rip), line.before.rcx, line.before.rax)).collect()
-}
-
 /// The filters that say what nobody could ask for before, for L2's MSR accesses and hypercalls, select exactly these exits: in
 /// `trace`, in counters of `stat`, and in two counters of `perf stat` at once.
 fn what_views_select(boot: &mut Boot, isa: Isa) {
@@ -239,17 +217,6 @@ fn perf_counters(boot: &mut Boot, isa: Isa) {
         }
         Ok(())
     });
-}
-
-/// How many exits a view selects at a level, by the truth.
-fn bounds(truth: &[Line], view: &str, isa: Isa, level: Level) -> (u64, u64) {
-    let lines = truth
-        .iter()
-        .filter(|line| Level::from_is_nested(line.level - 1) == level && selects(view, isa, line));
-    let counts = truth::counts(&lines.cloned().collect::<Vec<_>>(), false);
-    counts
-        .values()
-        .fold((0, 0), |(least, most), bounds| (least + bounds.least, most.saturating_add(bounds.most)))
 }
 
 /// What `stat --count-only --json` prints.

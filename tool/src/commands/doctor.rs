@@ -4,7 +4,7 @@
 use crate::btf;
 use crate::host::{Host, Kvm};
 use crate::output::style::{self, Styled};
-use crate::source::{Unusable, bpf, check_kvm, native};
+use crate::source::{Unusable, bpf, check_kvm, native, tprobe};
 use anyhow::Result;
 use clap::Args;
 use serde::Serialize;
@@ -104,6 +104,7 @@ fn checks(host: &Host) -> Vec<Check> {
         tracefs(host),
         source_bpf(host),
         source_native(host),
+        source_tprobe(host),
     ]
 }
 
@@ -231,5 +232,12 @@ fn source_native(host: &Host) -> Check {
     match native::check(host) {
         Ok(native) => ok("source native", native.to_string()),
         Err(unusable) => note("source native", unusable.what, unusable.remedy),
+    }
+}
+
+fn source_tprobe(host: &Host) -> Check {
+    match tprobe::check(host) {
+        Ok(tprobe) => ok("source tprobe", tprobe.to_string()),
+        Err(unusable) => note("source tprobe", unusable.what, unusable.remedy),
     }
 }

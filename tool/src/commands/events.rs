@@ -43,7 +43,6 @@ pub fn run(arguments: &Arguments) -> Result<u8> {
         Action::Install => install(&host),
         Action::Remove { force } => {
             let removed = events(&host)?.remove(force)?;
-            install::do_not_keep();
             match removed.as_slice() {
                 [] => eprintln!("exitregs: there are none to remove"),
                 names => eprintln!("exitregs: removed {}", names.join(", ")),
@@ -60,8 +59,8 @@ fn install(host: &Host) -> Result<u8> {
         return Ok(0);
     }
     let tprobe = tprobe::check(host)?;
-    let made = Events::of(&tprobe.tracefs).install(&tprobe.definitions)?;
-    install::keep()?;
+    let (used, made) = Events::of(&tprobe.tracefs).install(&tprobe.definitions)?;
+    used.keep()?;
     if made.is_empty() {
         eprintln!("exitregs: they are there already");
     } else {

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT
 //! Which source exits come from, where several could give them.
 
-use super::{Selection, Stat, Trace, Unusable, bpf, native, tracefs};
+use super::tracefs::Tracefs;
+use super::{Selection, Stat, Trace, Unusable, bpf, native, tprobe, tracefs};
 use crate::host::Host;
 use anyhow::{Result, anyhow};
 use std::fmt;
@@ -16,6 +17,20 @@ pub enum Source {
     Bpf,
     /// The events of a kernel with the patch series
     Native,
+    /// The same as dynamic events, on an unmodified kernel since Linux 6.5
+    Tprobe,
+}
+
+impl Source {
+    /// As it is written on the command line.
+    fn name(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Bpf => "bpf",
+            Self::Native => native::PROVIDER.source,
+            Self::Tprobe => tprobe::PROVIDER.source,
+        }
+    }
 }
 
 /// What was chosen. Displays as `the native source with HOW: WHY`.
@@ -34,8 +49,69 @@ impl<T: ?Sized> fmt::Display for Chosen<T> {
     }
 }
 
+/// Where exits are taken from.
+enum Taken {
+    Bpf,
+    Tracefs(Tracefs),
+}
+
+impl Taken {
+    /// What was asked for, or the first of the sources that works, with the reason why it is not the best one.
+    ///
+    /// # Errors
+    /// None works.
+    fn choose(
+        host: &Host,
+        wanted: Source,
+        best_first: &[Source],
+        best: &str,
+    ) -> Result<(Self, Option<String>)> {
+        if wanted != Source::Auto {
+            return Ok((Self::open(host, wanted)?, None));
+        }
+        let mut lacking: Vec<(Source, Unusable)> = Vec::new();
+        for source in best_first {
+            match Self::open(host, *source) {
+                Ok(taken) => {
+                    let why = lacking.first().map(|(_, unusable)| unusable.what.clone());
+                    return Ok((taken, Some(why.unwrap_or_else(|| best.to_owned()))));
+                }
+                Err(error) => lacking.push((*source, error.downcast::<Unusable>()?)),
+            }
+        }
+        Err(none_works(lacking))
+    }
+
+    fn open(host: &Host, source: Source) -> Result<Self> {
+        Ok(match source {
+            Source::Auto | Source::Bpf => bpf::check(host).map(|_| Self::Bpf)?,
+            Source::Native => Self::Tracefs(native::check(host)?),
+            Source::Tprobe => Self::Tracefs(tprobe::check(host)?.start()?),
+        })
+    }
+}
+
+/// Nothing works. What several sources lack, such as KVM, is said once; what the bpf source lacks, first, for that is what most
+/// hosts can be given.
+fn none_works(mut lacking: Vec<(Source, Unusable)>) -> anyhow::Error {
+    lacking.sort_by_key(|(source, _)| *source != Source::Bpf);
+    let mut text = String::new();
+    let mut said: Vec<&Unusable> = Vec::new();
+    for (source, unusable) in &lacking {
+        if said.contains(&unusable) {
+            continue;
+        }
+        if !said.is_empty() {
+            text += &format!("\n  nor does the {} source work: ", source.name());
+        }
+        text += &unusable.to_string();
+        said.push(unusable);
+    }
+    anyhow!(text)
+}
+
 /// Starts to trace. Where the kernel's own events have the registers, these are the best source: they know every
-/// field on either vendor.
+/// field on either vendor. Dynamic events know less than BPF programs and cost more.
 ///
 /// # Errors
 /// No source works here, or not the one that was asked for; or the selection makes no sense to it.
@@ -45,23 +121,21 @@ pub fn trace(
     buffer_size: u32,
     wanted: Source,
 ) -> Result<Chosen<dyn Trace>> {
-    let (native, why) = match wanted {
-        Source::Bpf => (None, None),
-        Source::Native => (Some(native::check(host)?), None),
-        Source::Auto => match (native::check(host), bpf::check(host)) {
-            (Ok(native), _) => (Some(native), Some("this kernel's events have the registers".to_owned())),
-            (Err(unusable), Ok(_)) => (None, Some(unusable.what)),
-            (Err(native), Err(bpf)) => return Err(none_works(&native, &bpf)),
-        },
-    };
-    let (name, live): (_, Box<dyn Trace>) = match native {
-        Some(native) => ("native", Box::new(tracefs::trace::Trace::start(native, selection, buffer_size)?)),
-        None if !selection.exits => {
-            let why = why.or_else(|| native::check(host).err().map(|unusable| unusable.what));
+    let order = [Source::Native, Source::Bpf, Source::Tprobe];
+    let (taken, why) = Taken::choose(host, wanted, &order, "this kernel's events have the registers")?;
+    let (name, live): (_, Box<dyn Trace>) = match taken {
+        Taken::Tracefs(tracefs) if selection.exits || tracefs.has_nested_page_faults() => {
+            let name = tracefs.provider().source;
+            (name, Box::new(tracefs::trace::Trace::start(tracefs, selection, buffer_size)?))
+        }
+        Taken::Bpf if selection.exits => {
+            (Source::Bpf.name(), Box::new(bpf::trace::Trace::start(host, selection, buffer_size)?))
+        }
+        _ => {
+            let why = native::check(host).err().map(|unusable| unusable.what);
             let why = why.unwrap_or_else(|| "use that, or --source auto".to_owned());
             return Err(anyhow!("only the native source has nested page faults: {why}"));
         }
-        None => ("bpf", Box::new(bpf::trace::Trace::start(host, selection, buffer_size)?)),
     };
     Ok(Chosen { name, how: live.how(), why, live })
 }
@@ -71,27 +145,13 @@ pub fn trace(
 /// # Errors
 /// As [`trace`].
 pub fn stat(host: &Host, selection: &Selection, per_vcpu: bool, wanted: Source) -> Result<Chosen<dyn Stat>> {
-    let (native, why) = match wanted {
-        Source::Bpf => (None, None),
-        Source::Native => (Some(native::check(host)?), None),
-        Source::Auto => match (bpf::check(host), native::check(host)) {
-            (Ok(_), _) => (None, Some("it counts in the kernel".to_owned())),
-            (Err(unusable), Ok(native)) => (Some(native), Some(unusable.what)),
-            (Err(bpf), Err(native)) => return Err(none_works(&native, &bpf)),
-        },
-    };
-    let (name, live): (_, Box<dyn Stat>) = match native {
-        Some(native) => ("native", Box::new(tracefs::stat::Stat::start(native, selection, per_vcpu)?)),
-        None => ("bpf", Box::new(bpf::stat::Stat::start(host, selection, per_vcpu)?)),
+    let order = [Source::Bpf, Source::Native, Source::Tprobe];
+    let (taken, why) = Taken::choose(host, wanted, &order, "it counts in the kernel")?;
+    let (name, live): (_, Box<dyn Stat>) = match taken {
+        Taken::Tracefs(tracefs) => {
+            (tracefs.provider().source, Box::new(tracefs::stat::Stat::start(tracefs, selection, per_vcpu)?))
+        }
+        Taken::Bpf => (Source::Bpf.name(), Box::new(bpf::stat::Stat::start(host, selection, per_vcpu)?)),
     };
     Ok(Chosen { name, how: live.how(), why, live })
-}
-
-/// Nothing works. What both sources lack, such as KVM, is said once.
-fn none_works(native: &Unusable, bpf: &Unusable) -> anyhow::Error {
-    if native == bpf {
-        anyhow!("{bpf}")
-    } else {
-        anyhow!("{bpf}\n  nor does the native source work: {native}")
-    }
 }

@@ -2,13 +2,14 @@
 //! Dynamic events in the kernel: installed, listed, removed.
 //!
 //! They belong to all users of the host at once, for a kernel may take one probe for a tracepoint only. Events that a run
-//! needs for itself are removed by the last run that used them; those that somebody asked for stay until they are removed.
-//! A file says which they are, for the kernel does not.
+//! needs for itself are removed by the last run that used them, be it the next one after one that was killed; those that
+//! somebody asked for stay until they are removed. A file says that they are to stay, for the kernel does not. Who uses them
+//! says a lock (flock(2)) on tracefs' file with the definitions: shared by all that use them, exclusive for who removes them.
 
 use super::definition::{Definition, GROUP};
 use crate::source::tracefs::{file, instance};
 use anyhow::{Context, Result, anyhow};
-use std::fs;
+use std::fs::{self, File};
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
@@ -26,10 +27,44 @@ pub struct Events {
 
 /// Why an event cannot be removed: somebody uses it.
 #[derive(Debug, thiserror::Error)]
-#[error("{GROUP}:{event} is in use{}", .instances.iter().fold(String::new(), |text, name| format!("{text}\n  it is enabled in {name}")))]
+#[error("{GROUP}:{event} is in use{}", .by.iter().fold(String::new(), |text, user| format!("{text}\n  {user}")))]
 pub struct InUse {
     event: String,
-    instances: Vec<String>,
+    by: Vec<String>,
+}
+
+/// The events as a run uses them. When it is dropped they are removed, unless another run uses them or they are to stay.
+#[derive(Debug)]
+pub struct Used {
+    events: Events,
+    lock: File,
+}
+
+impl Used {
+    /// From now on they stay when no run uses them any more.
+    ///
+    /// # Errors
+    /// The file that says so cannot be written.
+    pub fn keep(&self) -> Result<()> {
+        let folder = Path::new(KEPT).parent().unwrap_or(Path::new("/"));
+        fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
+        fs::write(KEPT, "").with_context(|| format!("cannot write {KEPT}"))
+    }
+}
+
+impl Drop for Used {
+    fn drop(&mut self) {
+        // The lock is given up before it is asked for anew: of two runs that end at once, the later one gets it.
+        if self.lock.try_lock().is_err() || are_kept() {
+            return;
+        }
+        match self.events.remove_all(false) {
+            // Somebody else's tool has been told to use them, and the next run will find them.
+            Ok(_) => {}
+            Err(error) if error.is::<InUse>() => {}
+            Err(error) => eprintln!("exitregs: {error:#}"),
+        }
+    }
 }
 
 impl Events {
@@ -53,7 +88,20 @@ impl Events {
     /// # Errors
     /// The kernel refuses a definition; an event is in use with another one ([`InUse`]); somebody else's probe is where ours
     /// should be.
-    pub fn install(&self, definitions: &[Definition]) -> Result<Vec<&'static str>> {
+    pub fn install(&self, definitions: &[Definition]) -> Result<(Used, Vec<&'static str>)> {
+        let lock = self.definitions()?;
+        lock.lock_shared().context("cannot lock the dynamic events")?;
+        let made = self.make_all(definitions)?;
+        Ok((Used { events: self.clone(), lock }, made))
+    }
+
+    fn definitions(&self) -> Result<File> {
+        let path = self.tracefs.join(DYNAMIC_EVENTS);
+        // Never for writing: that would take everybody's events away.
+        File::open(&path).with_context(|| format!("cannot open {}", path.display()))
+    }
+
+    fn make_all(&self, definitions: &[Definition]) -> Result<Vec<&'static str>> {
         let there = self.list()?;
         let mut made: Vec<&'static str> = Vec::new();
         for definition in definitions {
@@ -83,6 +131,10 @@ impl Events {
         let Err(error) = file::write(&self.tracefs.join(DYNAMIC_EVENTS), text) else { return Ok(()) };
         let what = format!("cannot make {GROUP}:{}", definition.name);
         if kind(&error) == Some(ErrorKind::AlreadyExists) {
+            if self.list()?.iter().any(|line| line == text) {
+                // Another run was faster.
+                return Ok(());
+            }
             let other = self.other_probe(definition)?;
             return Err(anyhow!(
                 "{what}: the kernel takes one probe for the tracepoint {}, and there is one already{}\n  \
@@ -110,6 +162,20 @@ impl Events {
     /// # Errors
     /// [`InUse`], of the first that is; or tracefs cannot be written.
     pub fn remove(&self, force: bool) -> Result<Vec<String>> {
+        let lock = self.definitions()?;
+        let others = lock.try_lock().is_err();
+        if let (true, false, Some(event)) = (others, force, self.list()?.first().and_then(|line| name(line)))
+        {
+            return Err(
+                InUse { event: event.to_owned(), by: vec!["a run of exitregs uses it".to_owned()] }.into()
+            );
+        }
+        let removed = self.remove_all(force)?;
+        do_not_keep();
+        Ok(removed)
+    }
+
+    fn remove_all(&self, force: bool) -> Result<Vec<String>> {
         let names: Vec<_> =
             self.list()?.iter().filter_map(|line| name(line).map(str::to_owned)).rev().collect();
         if let (false, Some(used)) = (force, names.iter().find_map(|name| self.use_of(name))) {
@@ -134,7 +200,10 @@ impl Events {
             Some(ErrorKind::NotFound) => Ok(()),
             Some(ErrorKind::ResourceBusy) => Err(self
                 .use_of(event)
-                .unwrap_or_else(|| InUse { event: event.to_owned(), instances: Vec::new() })
+                .unwrap_or_else(|| InUse {
+                    event: event.to_owned(),
+                    by: vec!["perf or a BPF program uses it".to_owned()],
+                })
                 .into()),
             _ => Err(error.context(format!("cannot remove {GROUP}:{event}"))),
         }
@@ -147,9 +216,10 @@ impl Events {
             let file = folder.join(format!("events/{GROUP}/{event}/enable"));
             file::read(&file).is_ok_and(|text| text.trim() != "0")
         };
-        let instances: Vec<_> =
-            folders.iter().filter(enabled).map(|folder| folder.display().to_string()).collect();
-        (!instances.is_empty()).then(|| InUse { event: event.to_owned(), instances })
+        let users =
+            folders.iter().filter(enabled).map(|folder| format!("it is enabled in {}", folder.display()));
+        let by: Vec<_> = users.collect();
+        (!by.is_empty()).then(|| InUse { event: event.to_owned(), by })
     }
 
     fn disable(&self, event: &str) -> Result<()> {
@@ -170,23 +240,13 @@ impl Events {
     }
 }
 
-/// The events stay after the run that made them.
-///
-/// # Errors
-/// The file that says so cannot be written.
-pub fn keep() -> Result<()> {
-    let folder = Path::new(KEPT).parent().unwrap_or(Path::new("/"));
-    fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
-    fs::write(KEPT, "").with_context(|| format!("cannot write {KEPT}"))
-}
-
 /// Whether they stay.
 pub fn are_kept() -> bool {
     Path::new(KEPT).exists()
 }
 
 /// They need not stay any more.
-pub fn do_not_keep() {
+fn do_not_keep() {
     // It was not there, or no directory is: nothing says that they stay.
     let _ = fs::remove_file(KEPT);
     let _ = Path::new(KEPT).parent().map(fs::remove_dir);

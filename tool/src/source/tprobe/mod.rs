@@ -4,11 +4,24 @@
 pub mod definition;
 pub mod install;
 
+use super::tracefs::{self, Provider, Tracefs};
 use super::{Unusable, check_kvm, unusable};
 use crate::btf::{Types, tracepoint_arguments};
 use crate::host::Host;
+use anyhow::Result;
 use definition::{Definition, definitions};
+use exitregs_common::event::{Event, KvmEntry, KvmExit};
+use install::Events;
+use std::fmt;
 use std::path::PathBuf;
+
+/// Dynamic events.
+pub const PROVIDER: Provider = Provider {
+    source: "tprobe",
+    group: definition::GROUP,
+    how: "dynamic events on KVM's tracepoints",
+    partial: true,
+};
 
 /// What this host's kernel can be given.
 #[derive(Debug, Clone)]
@@ -25,18 +38,7 @@ pub struct Tprobe {
 /// It does not, or this process may not make them; why, and what to do.
 pub fn check(host: &Host) -> Result<Tprobe, Unusable> {
     let isa = check_kvm(host)?;
-    if host.lockdown == "confidentiality" {
-        return Err(unusable(
-            "the kernel is locked down for confidentiality: it does not let probes read its memory",
-            "boot with lockdown=integrity or without lockdown",
-        ));
-    }
-    let tracefs = host.tracefs().ok_or_else(|| {
-        unusable(
-            "tracefs is not mounted, or not for this user",
-            "run as root; if it is not mounted: mount -t tracefs nodev /sys/kernel/tracing",
-        )
-    })?;
+    let tracefs = tracefs::root(host)?;
     let readme = std::fs::read_to_string(tracefs.join("README")).unwrap_or_default();
     if !readme.contains("t[:[<group>/][<event>]] <tracepoint>") {
         return Err(unusable(
@@ -63,4 +65,35 @@ pub fn check(host: &Host) -> Result<Tprobe, Unusable> {
         )
     })?;
     Ok(Tprobe { tracefs, definitions })
+}
+
+impl Tprobe {
+    /// Makes the events, which are there while they are used.
+    ///
+    /// # Errors
+    /// As [`Events::install`].
+    pub fn start(self) -> Result<Tracefs> {
+        let (used, _) = Events::of(&self.tracefs).install(&self.definitions)?;
+        Ok(Tracefs::new(self.tracefs, PROVIDER)?.guarded_by(used))
+    }
+}
+
+/// What the events tell.
+impl fmt::Display for Tprobe {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [exit, entry] = [KvmExit::FIELDS, KvmEntry::FIELDS];
+        f.write_str("dynamic events have the registers")?;
+        let lacks: Vec<_> = self
+            .definitions
+            .iter()
+            .zip([exit, entry])
+            .flat_map(|(definition, fields)| {
+                fields
+                    .iter()
+                    .filter(|field| !definition.has(field.name))
+                    .map(move |field| format!("{}.{}", definition.name, field.name))
+            })
+            .collect();
+        if lacks.is_empty() { Ok(()) } else { write!(f, "; they lack {}", lacks.join(", ")) }
+    }
 }

@@ -15,6 +15,7 @@ use super::format::FormatError;
 use super::{Unusable, unusable};
 use crate::host::Host;
 use events::Events;
+use exitregs_common::event::{Event, KvmNestedPageFault};
 use std::any::Any;
 use std::fmt;
 use std::path::PathBuf;
@@ -57,6 +58,11 @@ impl Tracefs {
     /// The same; `guard` is dropped when they are not used any more.
     pub fn guarded_by(self, guard: impl Any) -> Self {
         Self { guard: Some(Box::new(guard)), ..self }
+    }
+
+    /// Whether page faults of L2's that L0 gives to L1 are among them.
+    pub fn has_nested_page_faults(&self) -> bool {
+        self.events.names().any(|name| name == KvmNestedPageFault::NAME)
     }
 
     /// Who made them.
