@@ -56,7 +56,7 @@ pub(super) struct Input {
 
 enum Kind {
     Recording(recording::Reader<Box<dyn Read + Send>>),
-    Events(Events),
+    Events(Box<Events>),
 }
 
 /// A file of single events.
@@ -89,7 +89,7 @@ impl Input {
             Kind::Recording(recording::Reader::new(input).with_context(name)?)
         } else {
             let reader = if is_stdin { file::of(put_back(begin, file)?) } else { file::open(path) };
-            Kind::Events(Events::new(reader.with_context(name)?)?)
+            Kind::Events(Box::new(Events::new(reader.with_context(name)?)?))
         };
         Ok(Self { path: path.to_owned(), kind })
     }

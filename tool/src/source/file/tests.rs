@@ -2,7 +2,7 @@
 //! Files that are written here, whole, cut off and damaged.
 
 use super::*;
-use crate::source::native::format::{Format, Layout};
+use crate::source::format::{Format, Layout};
 use exitregs_common::event::{Event, HEADER_SIZE, KvmEntry, KvmExit};
 use exitregs_common::svm::ExitCode;
 use proptest::prelude::*;
@@ -58,8 +58,11 @@ fn occurrence(number: u64, cpu: u32) -> (Occurrence, Vec<u8>) {
     (Occurrence { time, thread, tgid: 0, unknown: 0, what }, record)
 }
 
+/// A CPU's records, each with its time.
+type Records = Vec<(u64, Vec<u8>)>;
+
 /// `count` events in turns of two CPUs; their records by CPU.
-fn events(count: u64) -> (Vec<Occurrence>, [Vec<(u64, Vec<u8>)>; 2]) {
+fn events(count: u64) -> (Vec<Occurrence>, [Records; 2]) {
     let (mut occurrences, mut records) = (Vec::new(), [Vec::new(), Vec::new()]);
     for number in 0..count {
         let cpu = number / 3 % 2;
@@ -413,10 +416,8 @@ fn what_was_written_is_read() {
 
 #[test]
 fn the_formats_here_are_the_kernels() {
-    for text in [format_file::<KvmExit>(1)] {
-        let format = Format::parse(&text).unwrap();
-        assert_eq!(Layout::<KvmExit>::of(&format).unwrap().absent(), 0);
-    }
+    let format = Format::parse(&format_file::<KvmExit>(1)).unwrap();
+    assert_eq!(Layout::<KvmExit>::of(&format).unwrap().absent(), 0);
 }
 
 /// Of a file that is cut off everything before is read: an event that comes is the next that should.

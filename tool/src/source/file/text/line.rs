@@ -179,7 +179,7 @@ fn reason(word: &[u8], isa: Option<Isa>) -> Option<(u32, Option<Isa>)> {
 }
 
 /// The fields of an event, by the names that texts have for them.
-fn fields<E: Event>(words: &mut Words, of: impl Fn(&[u8]) -> Option<usize>, values: &mut [u64; 16]) -> u32 {
+fn fields(words: &mut Words, of: impl Fn(&[u8]) -> Option<usize>, values: &mut [u64; 16]) -> u32 {
     let mut known = 0;
     while let Some(word) = words.next() {
         let Some(index) = of(word) else { continue };
@@ -265,7 +265,7 @@ fn all<E: Event>() -> u32 {
 fn entry(body: &[u8]) -> Option<(What, u32)> {
     let of = |word: &[u8]| field::<KvmEntry>(if word == b"vcpu" { b"vcpu_id" } else { word });
     let mut values = [0; 16];
-    let known = fields::<KvmEntry>(&mut Words { rest: body }, of, &mut values);
+    let known = fields(&mut Words { rest: body }, of, &mut values);
     let entry = KvmEntry::from_values(|index| values[index]);
     (known != 0).then_some((What::Entry(entry), !known & all::<KvmEntry>()))
 }
@@ -280,7 +280,7 @@ pub fn parse(line: &[u8], isa: &mut Option<Isa>) -> Option<Option<Occurrence>> {
         b"kvm_entry" => entry(head.body)?,
         b"kvm_nested_page_fault" => {
             let mut values = [0; 16];
-            let known = fields::<KvmNestedPageFault>(&mut words, field::<KvmNestedPageFault>, &mut values);
+            let known = fields(&mut words, field::<KvmNestedPageFault>, &mut values);
             let fault = KvmNestedPageFault::from_values(|index| values[index]);
             (known != 0).then_some((What::NestedPageFault(fault), 0))?
         }

@@ -34,7 +34,7 @@ pub struct Scale {
 impl Scale {
     /// A time stamp in nanoseconds.
     pub fn nanoseconds(self, time: u64) -> u64 {
-        (u128::from(time) * u128::from(self.multiplier) >> self.shift) as u64
+        ((u128::from(time) * u128::from(self.multiplier)) >> self.shift) as u64
     }
 }
 
