@@ -6,6 +6,7 @@ pub mod cache;
 pub mod counts;
 pub mod guest;
 pub mod host;
+pub mod module;
 pub mod overhead;
 pub mod patches;
 pub mod script;

@@ -10,9 +10,11 @@
 //! - [`record`] reads what `exitregs trace` and `exitregs stat` wrote.
 //! - [`truth`] compares that with the ground truth.
 //! - [`view`] says what a view selects, by the truth.
+//! - [`events`] has the tests that all sources have in common which read events of the kernel.
 //! - [`leftover`] lists what a tracer can leave behind in a kernel.
 //! - [`expression`] makes random filters.
 
+pub mod events;
 pub mod exitregs;
 pub mod expression;
 pub mod guest;

@@ -11,14 +11,14 @@ use exitregs_common::isa::{Isa, Level};
 use exitregs_common::vmx::EptViolation;
 use exitregs_lab::counts;
 use exitregs_lab::host::{Base, Built, Kernel, Patches, Status};
-use exitregs_lab::script::builtins;
 use exitregs_lab::truth::{Handled, Line};
+use exitregs_tests::events::{every_script, found_in, perf_counters};
 use exitregs_tests::exitregs::{exitregs, stat, trace, while_running};
 use exitregs_tests::guest::Guest;
-use exitregs_tests::record::{self, Exit, NestedPageFault};
+use exitregs_tests::record::{self, NestedPageFault};
 use exitregs_tests::scenario::{Process, Scenario};
-use exitregs_tests::suite::{self, Boot, Played, Suite};
-use exitregs_tests::truth::{Extent, compare, compare_counts};
+use exitregs_tests::suite::{self, Boot, Suite};
+use exitregs_tests::truth::compare_counts;
 use exitregs_tests::view::{bounds, filter, scripted, selects};
 use nix::sys::signal::Signal;
 use serde::Deserialize;
@@ -33,7 +33,7 @@ fn describe(suite: &mut Suite) -> Result<()> {
         let amd = suite.boot(kernel.to_string(), suite::host(kernel)?.smp(2).program("perf"));
         // Random scripts not on Linux 7: see tests/trace.rs.
         let seeds = if base == Base::Mainline { 0 } else { counts().pick(3, 100) };
-        every_script(amd, Isa::Svm, seeds);
+        every_script(amd, Isa::Svm, seeds, "native");
         what_views_select(amd, Isa::Svm);
         nested_page_faults(amd, Isa::Svm);
         if base == Base::V6_12 {
@@ -45,7 +45,7 @@ fn describe(suite: &mut Suite) -> Result<()> {
             a_full_ring_buffer(amd);
         }
         let intel = suite.boot(format!("{kernel} on Intel"), suite::intel(kernel)?.program("perf"));
-        every_script(intel, Isa::Vmx, counts().pick(2, 50));
+        every_script(intel, Isa::Vmx, counts().pick(2, 50), "native");
         what_views_select(intel, Isa::Vmx);
         nested_page_faults(intel, Isa::Vmx);
     }
@@ -58,12 +58,6 @@ fn native(name: &str, arguments: &[&str]) -> Process {
 
 fn native_stat(name: &str, arguments: &[&str]) -> Process {
     stat(name, &[&["--source", "native"], arguments].concat())
-}
-
-fn found_in(exits: &[Exit], guest: &Guest, played: &Played) -> Result<usize> {
-    played.succeeded(&[guest.name()])?;
-    compare(&guest.truth(played)?, exits, played.pid(guest.name())?, Extent::Whole)
-        .with_context(|| format!("guest {}", guest.name()))
 }
 
 /// `trace` chooses it by itself, `doctor` tells it, and the kernel's fields are as expected.
@@ -84,31 +78,6 @@ fn best_source(boot: &mut Boot) {
             &["tracing by the native source", "this kernel's events have the registers"],
         )?;
         found_in(&record::exits(played, "trace")?, &guest, played).map(drop)
-    });
-}
-
-/// All four registers at exit and entry, L1 and L2, results and which L2 it was: as the bpf source is tested.
-fn every_script(boot: &mut Boot, isa: Isa, seeds: u64) {
-    let mut guests: Vec<_> =
-        builtins(isa).map(|script| Guest::new(script.name, script.name).repeat(2)).collect();
-    let ops = counts().pick(100, 400);
-    guests.extend((0..seeds).map(|seed| Guest::random(format!("seed-{seed}"), 6_000 + seed, ops)));
-    if seeds > 0 && isa == Isa::Svm {
-        // The Intel host has one CPU.
-        guests.push(Guest::random("vcpus", 7_000, 60).vcpus(2).repeat(2));
-    }
-    let all = guests.clone();
-    let run = |scenario| all.iter().fold(scenario, |scenario: Scenario, guest| scenario.run(guest.process()));
-    let scenario = Scenario::new("every script").then(while_running(vec![native("trace", &[])], run));
-    boot.test(scenario, move |played| {
-        played.succeeded(&["trace"])?;
-        let exits = record::exits(played, "trace")?;
-        let mut found = 0;
-        for guest in &guests {
-            found += found_in(&exits, guest, played)?;
-        }
-        ensure!(found >= 50 * guests.len(), "only {found} exits were compared");
-        Ok(())
     });
 }
 
@@ -190,33 +159,7 @@ fn what_views_select(boot: &mut Boot, isa: Isa) {
         });
     }
     counters(boot, isa);
-    perf_counters(boot, isa);
-}
-
-/// Two counters of `perf stat` on one event, each with its own filter.
-fn perf_counters(boot: &mut Boot, isa: Isa) {
-    let guest = Guest::new("guest", "basic").repeat(3);
-    const COUNTED: [(&str, Level); 2] = [("msr", Level::L2), ("hypercall", Level::L1)];
-    let mut perf: Vec<_> = ["perf", "stat", "-a", "-x", ",", "-o", "perf.csv"].map(str::to_owned).to_vec();
-    for (view, level) in COUNTED {
-        let filter = filter(view, isa, level).expect("the views are there");
-        perf.extend(["-e", "kvm:kvm_exit", "--filter", &filter].map(str::to_owned));
-    }
-    let process = Process { argv: [perf, vec!["--".to_owned()], guest.argv()].concat(), ..guest.process() };
-    boot.test(Scenario::new("perf stat with two filters").run(process), move |played| {
-        let truth = guest.truth(played)?;
-        let text = played.read("perf.csv")?;
-        let counts: Vec<u64> = text.lines().filter_map(|line| line.split(',').next()?.parse().ok()).collect();
-        ensure!(counts.len() == COUNTED.len(), "perf stat says\n{text}");
-        for ((view, level), count) in COUNTED.into_iter().zip(counts) {
-            let (least, most) = bounds(&truth, view, isa, level);
-            ensure!(
-                least > 0 && (least..=most).contains(&count),
-                "{view} at {level}: {count}, not {least} to {most}"
-            );
-        }
-        Ok(())
-    });
+    perf_counters(boot, isa, "kvm:kvm_exit");
 }
 
 /// What `stat --count-only --json` prints.

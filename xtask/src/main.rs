@@ -5,6 +5,7 @@ mod bench;
 mod demo;
 mod dist;
 mod lab;
+mod module;
 mod patches;
 mod setup;
 mod test;
@@ -29,6 +30,7 @@ enum Command {
     Test(test::Arguments),
     Soak(test::SoakArguments),
     Lab(lab::Arguments),
+    Module(module::Arguments),
     Dist(dist::Arguments),
     Bench(bench::Arguments),
     Patches(patches::Arguments),
@@ -41,6 +43,7 @@ fn main() -> ExitCode {
         Command::Test(arguments) => test::run(&arguments),
         Command::Soak(arguments) => test::soak(&arguments),
         Command::Lab(arguments) => lab::run(arguments),
+        Command::Module(arguments) => module::run(&arguments),
         Command::Dist(arguments) => dist::run(&arguments),
         Command::Bench(arguments) => bench::run(&arguments),
         Command::Patches(arguments) => patches::run(&arguments),

@@ -4,7 +4,7 @@
 use crate::btf;
 use crate::host::{Host, Kvm};
 use crate::output::style::{self, Styled};
-use crate::source::{Unusable, bpf, check_kvm, native, tprobe};
+use crate::source::{Unusable, bpf, check_kvm, module, native, tprobe};
 use anyhow::Result;
 use clap::Args;
 use serde::Serialize;
@@ -104,6 +104,7 @@ fn checks(host: &Host) -> Vec<Check> {
         tracefs(host),
         source_bpf(host),
         source_native(host),
+        source_module(host),
         source_tprobe(host),
     ]
 }
@@ -225,6 +226,13 @@ fn source_bpf(host: &Host) -> Check {
             is: "needs what is missing above".to_owned(),
             remedy: None,
         },
+    }
+}
+
+fn source_module(host: &Host) -> Check {
+    match module::check(host) {
+        Ok(module) => ok("source module", module.to_string()),
+        Err(unusable) => note("source module", unusable.what, unusable.remedy),
     }
 }
 

@@ -2,7 +2,7 @@
 //! Which source exits come from, where several could give them.
 
 use super::tracefs::Tracefs;
-use super::{Selection, Stat, Trace, Unusable, bpf, native, tprobe, tracefs};
+use super::{Selection, Stat, Trace, Unusable, bpf, module, native, tprobe, tracefs};
 use crate::host::Host;
 use anyhow::{Result, anyhow};
 use std::fmt;
@@ -17,6 +17,8 @@ pub enum Source {
     Bpf,
     /// The events of a kernel with the patch series
     Native,
+    /// The same events, of the module kvm_exitregs
+    Module,
     /// The same as dynamic events, on an unmodified kernel since Linux 6.5
     Tprobe,
 }
@@ -28,6 +30,7 @@ impl Source {
             Self::Auto => "auto",
             Self::Bpf => "bpf",
             Self::Native => native::PROVIDER.source,
+            Self::Module => module::PROVIDER.source,
             Self::Tprobe => tprobe::PROVIDER.source,
         }
     }
@@ -86,6 +89,7 @@ impl Taken {
         Ok(match source {
             Source::Auto | Source::Bpf => bpf::check(host).map(|_| Self::Bpf)?,
             Source::Native => Self::Tracefs(native::check(host)?),
+            Source::Module => Self::Tracefs(module::check(host)?),
             Source::Tprobe => Self::Tracefs(tprobe::check(host)?.start()?),
         })
     }
@@ -121,7 +125,7 @@ pub fn trace(
     buffer_size: u32,
     wanted: Source,
 ) -> Result<Chosen<dyn Trace>> {
-    let order = [Source::Native, Source::Bpf, Source::Tprobe];
+    let order = [Source::Native, Source::Module, Source::Bpf, Source::Tprobe];
     let (taken, why) = Taken::choose(host, wanted, &order, "this kernel's events have the registers")?;
     let (name, live): (_, Box<dyn Trace>) = match taken {
         Taken::Tracefs(tracefs) if selection.exits || tracefs.has_nested_page_faults() => {
@@ -145,7 +149,7 @@ pub fn trace(
 /// # Errors
 /// As [`trace`].
 pub fn stat(host: &Host, selection: &Selection, per_vcpu: bool, wanted: Source) -> Result<Chosen<dyn Stat>> {
-    let order = [Source::Bpf, Source::Native, Source::Tprobe];
+    let order = [Source::Bpf, Source::Native, Source::Module, Source::Tprobe];
     let (taken, why) = Taken::choose(host, wanted, &order, "it counts in the kernel")?;
     let (name, live): (_, Box<dyn Stat>) = match taken {
         Taken::Tracefs(tracefs) => {

@@ -5,6 +5,7 @@ pub mod bpf;
 pub mod choose;
 pub mod file;
 pub mod format;
+pub mod module;
 pub mod native;
 pub mod page;
 pub mod perf;

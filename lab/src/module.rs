@@ -1,0 +1,79 @@
+// SPDX-License-Identifier: MIT
+//! The kernel module of this checkout (`Kbuild`, `src/`), built for a kernel.
+
+use std::ffi::OsString;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+
+use crate::binaries;
+use crate::host::{Built, Tree};
+
+/// The module, as `lsmod` prints it.
+pub const NAME: &str = "kvm_exitregs";
+
+/// What is compiled.
+const SOURCES: [&str; 3] = ["Kbuild", "src", "common"];
+
+/// Builds the module for a kernel that is built here; returns the path of the `.ko`.
+///
+/// # Errors
+/// If the kernel cannot be built, or the module does not compile.
+pub fn build(kernel: Built) -> Result<PathBuf> {
+    let tree = kernel.tree()?;
+    compile(&kernel.to_string(), |folder| command(&tree, folder))
+}
+
+/// Builds the module for the kernel whose folder of build results (or installed headers) is `kdir`.
+///
+/// # Errors
+/// If the module does not compile.
+pub fn build_for(kdir: &Path) -> Result<PathBuf> {
+    let kdir = kdir.canonicalize().with_context(|| format!("there is no {}", kdir.display()))?;
+    let name = kdir.to_string_lossy().replace('/', "_");
+    compile(&name, |folder| {
+        let mut make = Command::new("make");
+        make.arg("--directory").arg(&kdir).args(["--silent", "modules"]).arg(external(folder));
+        make.env_remove("MAKEFLAGS").env_remove("MFLAGS");
+        make
+    })
+}
+
+fn command(tree: &Tree, folder: &Path) -> Command {
+    let mut make = tree.make_command("build");
+    make.arg("modules").arg(external(folder));
+    make
+}
+
+/// `M=`, which tells kbuild where an external module is.
+fn external(folder: &Path) -> OsString {
+    let mut argument = OsString::from("M=");
+    argument.push(folder);
+    argument
+}
+
+/// Compiles a copy of the sources, so that kernels do not get into each other's way, nor anything into the checkout.
+fn compile(name: &str, make: impl FnOnce(&Path) -> Command) -> Result<PathBuf> {
+    let top = binaries::workspace();
+    let folder = top.join("target/module").join(name);
+    fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
+    for source in SOURCES {
+        // With the times that the files have, so that only what has changed is compiled again.
+        let mut copy = Command::new("cp");
+        copy.args(["--recursive", "--preserve=timestamps"]).arg(top.join(source)).arg(&folder);
+        run(&mut copy, source)?;
+    }
+    run(&mut make(&folder), &format!("the module for {name}"))?;
+    Ok(folder.join(format!("{NAME}.ko")))
+}
+
+fn run(command: &mut Command, what: &str) -> Result<()> {
+    let program = command.get_program().to_string_lossy().into_owned();
+    let output = command.output().with_context(|| format!("cannot run {program}"))?;
+    let text =
+        [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).concat();
+    ensure!(output.status.success(), "{program} failed for {what}:\n{}", text.trim());
+    Ok(())
+}
