@@ -117,14 +117,14 @@ impl<'a> Vcpu<'a> {
             // SAFETY: By the requirement.
             return unsafe { self.vmcs() }.map(|vmcs| vmcs.exit());
         }
-        let control = self.control()?;
-        let intr_info = control.exit_int_info;
+        // SAFETY: The VMCB has this at this place, and it is integers.
+        let exit: VmcbExit = unsafe { self.control(offset_of!(bindings::vmcb_control_area, exit_code)) }?;
         Some(ExitInfo {
-            reason: control.exit_code as u32,
-            info1: control.exit_info_1,
-            info2: control.exit_info_2,
-            intr_info,
-            error_code: if has_error_code(intr_info) { control.exit_int_info_err } else { 0 },
+            reason: exit.code as u32,
+            info1: exit.info1,
+            info2: exit.info2,
+            intr_info: exit.intr_info,
+            error_code: if has_error_code(exit.intr_info) { exit.error_code } else { 0 },
         })
     }
 
@@ -138,15 +138,18 @@ impl<'a> Vcpu<'a> {
             // SAFETY: By the requirement.
             return unsafe { self.vmcs() }.map(|vmcs| vmcs.entry());
         }
-        let control = self.control()?;
-        let intr_info = control.event_inj;
-        Some((intr_info, if has_error_code(intr_info) { control.event_inj_err } else { 0 }))
+        // SAFETY: As above.
+        let event: VmcbEvent = unsafe { self.control(offset_of!(bindings::vmcb_control_area, event_inj)) }?;
+        Some((event.info, if has_error_code(event.info) { event.error_code } else { 0 }))
     }
 
-    /// The control area of the VMCB that an SVM vCPU runs with. `None` if it is not where it should be, by what the module
-    /// was told.
+    /// A part of the control area of the VMCB that an SVM vCPU runs with. `None` if the VMCB is not where it should be, by
+    /// what the module was told.
+    ///
+    /// # Safety
+    /// Every pattern of bits must be a `T`.
     #[inline(always)]
-    fn control(self) -> Option<bindings::vmcb_control_area> {
+    unsafe fn control<T>(self, offset: usize) -> Option<T> {
         const PAGE_MASK: u64 = 0xfff;
 
         let pointer: *const u64 = (&raw const *self.0).cast::<u8>().wrapping_add(layout::vmcb_offset()).cast();
@@ -156,11 +159,42 @@ impl<'a> Vcpu<'a> {
         if vmcb == 0 || vmcb & PAGE_MASK != 0 {
             return None;
         }
-        let control = vmcb.wrapping_add(offset_of!(bindings::vmcb, control) as u64);
-        // SAFETY: As above.
-        unsafe { read(control as *const bindings::vmcb_control_area) }
+        let part = vmcb.wrapping_add((offset_of!(bindings::vmcb, control) + offset) as u64);
+        // SAFETY: As above, and by the requirement.
+        unsafe { read(part as *const T) }
     }
 }
+
+/// What a VMCB says of an exit: a part of `struct vmcb_control_area`.
+#[repr(C)]
+struct VmcbExit {
+    code: u64,
+    info1: u64,
+    info2: u64,
+    intr_info: u32,
+    error_code: u32,
+}
+
+/// The event that a VMCB injects: another part.
+#[repr(C)]
+struct VmcbEvent {
+    info: u32,
+    error_code: u32,
+}
+
+/// Whether the kernel's structure has a member where ours has it.
+macro_rules! same_place {
+    ($Part:ident starts at $first:ident: $($own:ident is $member:ident),*) => {
+        $(const _: () = assert!(
+            offset_of!(bindings::vmcb_control_area, $first) + offset_of!($Part, $own)
+                == offset_of!(bindings::vmcb_control_area, $member)
+        );)*
+    };
+}
+
+same_place!(VmcbExit starts at exit_code:
+    info1 is exit_info_1, info2 is exit_info_2, intr_info is exit_int_info, error_code is exit_int_info_err);
+same_place!(VmcbEvent starts at event_inj: error_code is event_inj_err);
 
 /// Reads from kernel memory; `None` if that faults.
 ///

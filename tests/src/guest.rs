@@ -63,8 +63,7 @@ impl Guest {
 
     /// The command line.
     pub fn argv(&self) -> Vec<String> {
-        let mut argv =
-            vec!["exitregs-guest".to_owned(), "--truth".to_owned(), format!("{}.truth", self.name)];
+        let mut argv = vec!["exitregs-guest".to_owned(), "--truth".to_owned(), self.truth.clone()];
         argv.extend(self.arguments.iter().cloned());
         argv
     }

@@ -20,6 +20,9 @@ use nix::sys::signal::Signal;
 
 /// Where the module lies on the hosts.
 const FILE: &str = "/kvm_exitregs.ko";
+/// What busybox' insmod exits with is the error's number.
+const EEXIST: i32 = 17;
+const EINVAL: i32 = 22;
 
 fn main() -> ExitCode {
     suite::main(describe)
@@ -69,7 +72,7 @@ fn refused(boot: &mut Boot) {
         for offset in $base $((base + 8 * 512)) $((base + 16376)); do
             insmod /kvm_exitregs.ko vmcb_offset=$offset && cd /sys/kernel/tracing || exit 1
             echo 1 > events/exitregs/enable
-            eval \"$1\" > /dev/null || exit 2
+            (cd /tmp && eval \"$1\" > /dev/null) || exit 2
             echo 0 > events/exitregs/enable
             cat trace
             cd / && rmmod kvm_exitregs || exit 3
@@ -81,7 +84,7 @@ fn refused(boot: &mut Boot) {
     boot.test(scenario, move |played| {
         played.failed("without", 1, &["the module kvm_exitregs is not loaded", "insmod"])?;
         for number in 0..WRONG.len() {
-            played.failed(&format!("wrong-{number}"), 1, &[])?;
+            played.failed(&format!("wrong-{number}"), EINVAL, &["Invalid argument"])?;
         }
         let log = played.stdout("log")?;
         for word in ["vmcb_offset is missing", "vmcb_offset=7 cannot be", "vmcb_offset=4294967288 cannot be"]
@@ -103,13 +106,13 @@ fn loaded(boot: &mut Boot) {
         .then(while_running(vec![trace("trace", &[])], |scenario| scenario.run(run)));
     boot.test(scenario, move |played| {
         played.succeeded(&["first", "doctor"])?;
-        played.failed("second", 1, &["File exists"])?;
+        played.failed("second", EEXIST, &["File exists"])?;
         let text = played.stdout("doctor")?;
         let line = text.lines().find(|line| line.contains("source module")).context("doctor is silent")?;
         ensure!(line.starts_with("OK"), "{line}");
         played.failed("trace", 0, &["tracing by the module source", "the module is loaded"])?;
         let found = found_in(&record::exits(played, "trace")?, &guest, played)?;
-        ensure!(found > 50, "only {found} exits were compared");
+        ensure!(found > 40, "only {found} exits were compared");
         Ok(())
     });
 }
@@ -155,7 +158,7 @@ fn tracefs(boot: &mut Boot, isa: Isa) {
         echo 0 > instances/two/events/exitregs/kvm_exit/enable
         grep -c ' kvm_exit: exit_reason 0x' instances/one/trace
         grep -c ' kvm_exit: exit_reason 0x' instances/two/trace
-        grep -c 'is_nested:' events/exitregs/kvm_exit/hist
+        grep -c '^{{ is_nested:' events/exitregs/kvm_exit/hist
         echo '!hist:keys=is_nested' > events/exitregs/kvm_exit/trigger
         rmdir instances/one instances/two",
         guest.argv().join(" "),
@@ -183,8 +186,7 @@ fn load_and_unload(boot: &mut Boot) {
         for cycle in $(seq {cycles}); do
             insmod {FILE} || exit 1
             echo 1 > events/exitregs/enable
-            sleep 0.1
-            grep -q ' kvm_exit: ' trace || exit 2
+            until grep -q ' kvm_exit: ' trace; do sleep 0.1; done
             [ $((cycle % 3)) = 0 ] || echo 0 > events/exitregs/enable
             rmmod kvm_exitregs || exit 3
             [ -e events/exitregs ] && exit 4
