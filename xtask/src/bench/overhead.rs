@@ -10,11 +10,12 @@ use clap::Args;
 use exitregs_lab::binaries;
 use exitregs_lab::host::requirements::{self, AMD};
 use exitregs_lab::host::{Command, Host, Kernel};
+use exitregs_lab::module;
 use exitregs_lab::overhead::{Measured, PLAN_PATH, Plan, RESULT_PATH, Workload};
 use exitregs_lab::script::{Guest, Op, Script, Step, Value};
 
 use super::report::Report;
-use super::ways::{self, UNTRACED, Way};
+use super::ways::{self, Needs, UNTRACED, Way};
 use crate::setup;
 
 /// Instructions that a VM exit costs more because somebody watches: exitregs beside perf, bpftrace and the kernel's own
@@ -79,12 +80,19 @@ fn works(exits: u32) -> [Work; 2] {
     ]
 }
 
+/// Where the module lies on the host.
+const MODULE: &str = "/kvm_exitregs.ko";
+
 /// Measures and prints.
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     requirements::install(&[&AMD[..], &setup::BUILD, &setup::PEERS].concat())?;
     let ways: Vec<Way> = ways::all()
         .into_iter()
-        .filter(|way| !way.patched || arguments.kernel.to_string().contains("+patched"))
+        .filter(|way| match way.needs {
+            Needs::Nothing => true,
+            Needs::Patches => arguments.kernel.to_string().contains("+patched"),
+            Needs::Module => matches!(arguments.kernel, Kernel::Built(_)),
+        })
         .filter(|way| {
             let name = way.name.to_lowercase();
             arguments.only.is_empty()
@@ -124,13 +132,22 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     for program in ways.iter().filter_map(|way| way.program) {
         host = host.program(program);
     }
+    let mut commands = vec![Command::new(["exitregs-lab-overhead"])];
+    if let Kernel::Built(kernel) = arguments.kernel {
+        host = host.file(module::build(kernel)?, MODULE);
+        commands.insert(0, Command::new(["insmod", MODULE]));
+    }
     eprintln!(
         "bench: measuring {} ways of watching on Linux {release}; each takes some seconds to a minute",
         ways.len()
     );
-    let outcome = host.run(Command::new(["exitregs-lab-overhead"]))?;
-    // Its words have come through while it ran.
-    outcome.last().check().context("the measurement failed")?;
+    let outcome = host.run_each(commands)?;
+    // Their words have come through while they ran.
+    outcome
+        .commands
+        .iter()
+        .try_for_each(|command| command.check().map(drop))
+        .context("the measurement failed")?;
     let text = outcome.files.read(RESULT_PATH)?;
     let measured = serde_json::Deserializer::from_slice(&text)
         .into_iter()

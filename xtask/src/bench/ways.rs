@@ -17,14 +17,25 @@ pub struct Way {
     pub reference: bool,
     /// The program of this machine that watches, if it is none of ours.
     pub program: Option<&'static str>,
-    /// It needs a kernel with the patch series.
-    pub patched: bool,
+    /// What the kernel must have.
+    pub needs: Needs,
     /// Which exits it is to see.
     pub sees: Sees,
     settings: Vec<Setting>,
     watcher: Option<Watcher>,
     evidence: Vec<&'static str>,
     seen: fn(&Measured) -> Result<u64>,
+}
+
+/// What a way of watching needs of the kernel.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Needs {
+    /// Nothing that others have not.
+    Nothing,
+    /// The patch series.
+    Patches,
+    /// The module, which takes a kernel that is built here.
+    Module,
 }
 
 /// Which exits a way of watching is to see.
@@ -65,7 +76,12 @@ impl Way {
     }
 
     fn on_patched_kernels(mut self) -> Self {
-        self.patched = true;
+        self.needs = Needs::Patches;
+        self
+    }
+
+    fn with_module(mut self) -> Self {
+        self.needs = Needs::Module;
         self
     }
 
@@ -79,6 +95,8 @@ impl Way {
 pub fn all() -> Vec<Way> {
     const EXIT: &str = "events/kvm/kvm_exit/enable";
     const ENTRY: &str = "events/kvm/kvm_entry/enable";
+    const MODULE_EXIT: &str = "events/exitregs/kvm_exit/enable";
+    const MODULE_ENTRY: &str = "events/exitregs/kvm_entry/enable";
     const FILTER: &str = "events/kvm/kvm_exit/filter";
     const TRIGGER: &str = "events/kvm/kvm_exit/trigger";
     const PERF_DATA: &str = "/tmp/overhead.data";
@@ -107,6 +125,21 @@ pub fn all() -> Vec<Way> {
             &["per_cpu/cpu0/stats"],
             ring_buffer,
         ),
+        tracefs(
+            "module's kvm_exit, ring buffer",
+            &[(MODULE_EXIT, "1")],
+            &["per_cpu/cpu0/stats"],
+            ring_buffer,
+        )
+        .with_module(),
+        tracefs(
+            "module's kvm_exit + kvm_entry, ring buffer",
+            &[(MODULE_EXIT, "1"), (MODULE_ENTRY, "1")],
+            &["per_cpu/cpu0/stats"],
+            ring_buffer,
+        )
+        .seeing(Sees::Both)
+        .with_module(),
         tracefs(
             "kvm_exit, hist by exit_reason",
             &[(TRIGGER, "hist:keys=exit_reason")],
@@ -191,7 +224,7 @@ fn tracefs(
     Way {
         name,
         reference: false,
-        patched: false,
+        needs: Needs::Nothing,
         program: None,
         sees: Sees::All,
         settings,
