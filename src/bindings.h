@@ -1,4 +1,4 @@
-/* SPDX-License-Identifier: GPL-2.0 */
+/* SPDX-License-Identifier: GPL-2.0-only */
 /* What the module needs of the kernel's headers: bindgen makes bindings_generated.rs of it. */
 
 #include <linux/kvm_host.h>

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-only
 //! The kernel's types and functions that the `kernel` crate has no bindings for: `bindings.h`, by bindgen.
 
 #![allow(

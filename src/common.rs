@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-only
 //! The part of `common/` that defines the events: the same files as cargo compiles.
 
 #![allow(dead_code, unreachable_pub, clippy::all)]

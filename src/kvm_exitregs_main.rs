@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-only
 //! `exitregs:kvm_exit` and `exitregs:kvm_entry`: KVM's events with the guest's registers and its level, for kernels whose own
 //! events lack them.
 

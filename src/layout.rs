@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-only
 //! Where SVM's private `struct vcpu_svm` has its pointer to the VMCB: the one thing that no public header tells.
 //!
 //! Where the kernel's headers are complete, the offset is built in. Else, or to override it, it is the module parameter

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-only
 //! What differs between versions of the kernel. `Kbuild` looks into its headers and sets the `exitregs_` configurations.
 
 use crate::bindings;

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-only
 //! What a VMX vCPU's exit and entry are about: fields of the current VMCS. SDM Vol. 3C chapter 26; the encodings are those of
 //! arch/x86/include/asm/vmx.h.
 
