@@ -198,8 +198,7 @@ unsafe fn is_soft_disabled(file: *mut bindings::trace_event_file) -> bool {
 
     // SAFETY: By the requirement, the file is there; the core changes its flags meanwhile, as C's READ_ONCE() expects.
     let flags = unsafe { (&raw const (*file).flags).read_volatile() };
-    if flags & u64::from(EXCEPTIONAL) == 0 || flags & u64::from(bindings::EVENT_FILE_FL_TRIGGER_COND) != 0
-    {
+    if flags & u64::from(EXCEPTIONAL) == 0 || flags & u64::from(bindings::EVENT_FILE_FL_TRIGGER_COND) != 0 {
         return false;
     }
     // SAFETY: By the requirement.
@@ -305,8 +304,24 @@ pub(crate) unsafe extern "C" fn print<E: Event + Copy>(
     // narrower than a register lies in the low bits of one, in the psABI, whatever its type.
     unsafe {
         bindings::trace_event_printf(
-            iter, format, value(0), value(1), value(2), value(3), value(4), value(5), value(6), value(7), value(8),
-            value(9), value(10), value(11), value(12), value(13), value(14), value(15),
+            iter,
+            format,
+            value(0),
+            value(1),
+            value(2),
+            value(3),
+            value(4),
+            value(5),
+            value(6),
+            value(7),
+            value(8),
+            value(9),
+            value(10),
+            value(11),
+            value(12),
+            value(13),
+            value(14),
+            value(15),
         );
         bindings::trace_handle_return(&raw mut (*iter).seq)
     }
