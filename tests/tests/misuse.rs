@@ -66,7 +66,7 @@ fn without_privileges(boot: &mut Boot) {
 
 fn wrong_arguments(boot: &mut Boot) {
     let long = vec!["rax == 1"; 65].join(" && ");
-    let cases: [(&[&str], &[&str]); 24] = [
+    let cases: [(&[&str], &[&str]); 27] = [
         (&[], &["Usage"]),
         (&["no-such-command"], &["no-such-command"]),
         (&["trace", "--no-such-option"], &["--no-such-option"]),

@@ -85,7 +85,8 @@ impl Line {
             Tool::Hist => {
                 let keys: Vec<_> = keys.iter().map(|key| format!("{key}.hex")).collect();
                 let condition = if filter.is_empty() { String::new() } else { format!(" if {filter}") };
-                format!("echo 'hist:keys={}{condition}' > {folder}/trigger", keys.join(","))
+                // Opening it to overwrite it would remove everybody's hist triggers.
+                format!("echo 'hist:keys={}{condition}' >> {folder}/trigger", keys.join(","))
             }
             Tool::Bpftrace => {
                 let keys: Vec<_> = keys.iter().map(|key| format!("args->{key}")).collect();
@@ -133,7 +134,7 @@ mod tests {
         );
         assert_eq!(
             line.text(Tool::Hist),
-            "echo 'hist:keys=exit_reason.hex,rcx.hex if exit_reason == 0x7c && info1 == 0x0 && is_nested == 1' > \
+            "echo 'hist:keys=exit_reason.hex,rcx.hex if exit_reason == 0x7c && info1 == 0x0 && is_nested == 1' >> \
              /sys/kernel/tracing/events/kvm/kvm_exit/trigger"
         );
         assert_eq!(
