@@ -75,6 +75,7 @@ prop_compose! {
         after in prop::option::of(prop_oneof![Just(0u64), 0u64..1 << 40]),
         unknown in prop_oneof![Just((0, 0)), (any::<u32>(), any::<u32>())],
         small in (0u8..4, 0u8..2, 0u8..3),
+        told in (0u8..16, 0u8..16),
         vm in prop_oneof![0u32..3, any::<u32>()],
         l2 in prop_oneof![Just(0u64), any::<u64>()],
         mut exit in event::<KvmExit>(),
@@ -83,7 +84,11 @@ prop_compose! {
         let has_reason = !exitregs_common::event::field_bit(KvmExit::FIELDS, "exit_reason");
         let protected = |is_protected, registers| if is_protected { registers } else { 0 };
         let exit_unknown = unknown.0 & ((1 << KvmExit::FIELDS.len()) - 1) & has_reason;
-        exit = masked(exit, exit_unknown);
+        // Of a register that is unknown as a whole, its event may tell the part that the instruction uses.
+        let is_told = time % 3 == 0;
+        let (operands, results) = if is_told && exit.is_protected == 0 { told } else { (0, 0) };
+        let exit_unknown = exit_unknown | super::told::<KvmExit>(operands);
+        exit = masked(exit, exit_unknown & !super::told::<KvmExit>(operands));
         let of_exit = protected(exit.is_protected != 0, registers::<KvmExit>());
         exit = masked(exit, of_exit);
         let next_entry_time = next.map_or(0, |next| time + next);
@@ -91,8 +96,11 @@ prop_compose! {
             (Some(next), Some(after)) => time + next + after,
             _ => 0,
         };
+        let results = if entry_time == 0 || entry.is_protected != 0 { 0 } else { results };
+        let entry_told = super::told::<KvmEntry>(results);
         let entry_unknown = if entry_time == 0 { 0 } else { unknown.1 & ((1 << KvmEntry::FIELDS.len()) - 1) };
-        entry = if entry_time == 0 { KvmEntry::default() } else { masked(entry, entry_unknown) };
+        let entry_unknown = entry_unknown | entry_told;
+        entry = if entry_time == 0 { KvmEntry::default() } else { masked(entry, entry_unknown & !entry_told) };
         let of_entry = protected(entry.is_protected != 0, registers::<KvmEntry>());
         entry = masked(entry, of_entry);
         Record::Exit(Exit {
@@ -106,6 +114,8 @@ prop_compose! {
             hypercall_abi: small.0,
             rip_written: small.1,
             cause: small.2,
+            operands,
+            results,
             exit,
             entry,
             ..Exit::default()
