@@ -37,7 +37,7 @@ fn describe(suite: &mut Suite) -> Result<()> {
     Ok(())
 }
 
-fn record<'a>(name: &str, arguments: &[&'a str]) -> Process {
+fn record(name: &str, arguments: &[&str]) -> Process {
     let output = format!("{name}.arrow");
     exitregs(name, ["record", "-o", &output].into_iter().chain(arguments.iter().copied()))
 }
