@@ -198,11 +198,13 @@ impl Batch {
         batch.entry = times(columns.entry, &|exit| after(exit, exit.entry_time));
         batch.exit_fields = fields::<KvmExit>(columns.exit_fields, &exits, |exit| {
             let registers = if exit.exit.is_protected != 0 { registers::<KvmExit>() } else { 0 };
-            (exit.exit, exit.exit_unknown | registers)
+            (exit.exit, exit.exit_unknown & !told::<KvmExit>(exit.operands) | registers)
         });
         batch.entry_fields = fields::<KvmEntry>(columns.entry_fields, &exits, |exit| {
             let registers = if exit.entry.is_protected != 0 { registers::<KvmEntry>() } else { 0 };
-            let unknown = if exit.entry_time == 0 { u32::MAX } else { exit.entry_unknown | registers };
+            let told = told::<KvmEntry>(exit.results);
+            let unknown =
+                if exit.entry_time == 0 { u32::MAX } else { exit.entry_unknown & !told | registers };
             (exit.entry, unknown)
         });
         batch
@@ -223,6 +225,12 @@ impl Batch {
     pub fn is_empty(&self) -> bool {
         self.class.is_empty()
     }
+}
+
+/// The bits of registers in a mask of an event's fields of which another event tells the part that the instruction uses:
+/// what [`Exit::operands`] and [`Exit::results`] are for. In a column they are known.
+pub fn told<E: Event>(registers: u8) -> u32 {
+    u32::from(registers) * field_bit(E::FIELDS, "rax")
 }
 
 /// The bits of the four registers, which are unknown of a protected guest.

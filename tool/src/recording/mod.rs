@@ -11,7 +11,7 @@ pub use write::Writer;
 
 use crate::analysis::batch::{Batch, CLASS_FIELDS};
 use arrow_schema::{DataType, Field, Fields, Schema};
-use exitregs_common::event::{Event, KvmEntry, KvmExit, KvmNestedPageFault, field_bit};
+use exitregs_common::event::{Event, KvmEntry, KvmExit, KvmNestedPageFault};
 use exitregs_common::isa::Isa;
 use std::collections::HashMap;
 
@@ -107,12 +107,6 @@ fn base(entry_field: usize) -> Option<usize> {
         name if field.is_common() || name == "vcpu_id" => KvmExit::index(name),
         _ => None,
     }
-}
-
-/// The bits of registers that are unknown, but of which another event tells the part that the instruction uses: of
-/// [`Exit::operands`](exitregs_common::event::Exit::operands) and `results` in a mask of an event's fields.
-fn told<E: Event>(registers: u8) -> u32 {
-    u32::from(registers) * field_bit(E::FIELDS, "rax")
 }
 
 fn data_type(field: &exitregs_common::event::Field) -> DataType {

@@ -4,9 +4,9 @@
 use super::{
     CAUSE, CLASS, DETAIL, ENTRY, HYPERCALL_ABI, L2, LOST, MAX_ROWS, Metadata, NEXT_ENTRY, OPERANDS,
     OWN_COLUMNS, OWN_MEMBERS, RESULTS, RIP_WRITTEN, TIME, VM, VM_NAME, base, class_members, exit_columns,
-    schema, told,
+    schema,
 };
-use crate::analysis::batch::{Batch, Class, Column, Columns, NEVER};
+use crate::analysis::batch::{Batch, Class, Column, Columns, NEVER, told};
 use crate::analysis::pairing::{NestedPageFault, Record};
 use arrow_array::cast::AsArray;
 use arrow_array::types::{Int64Type, UInt8Type, UInt16Type, UInt32Type, UInt64Type};

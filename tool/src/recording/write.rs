@@ -2,9 +2,9 @@
 //! Writing recordings.
 
 use super::{
-    MAX_ROWS, Metadata, OWN_COLUMNS, base, class_members, class_type, exit_columns, fault_type, schema, told,
+    MAX_ROWS, Metadata, OWN_COLUMNS, base, class_members, class_type, exit_columns, fault_type, schema,
 };
-use crate::analysis::batch::{CLASS_FIELDS, Class, registers};
+use crate::analysis::batch::{CLASS_FIELDS, Class, registers, told};
 use crate::analysis::pairing::{NestedPageFault, Record};
 use arrow_array::types::UInt16Type;
 use arrow_array::{
