@@ -68,10 +68,11 @@ pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     let (number, unit) = text.split_at(digits);
     let scale = match unit {
         "" | "s" => 1.0,
+        "us" => 1e-6,
         "ms" => 1e-3,
         "m" => 60.0,
         "h" => 3600.0,
-        _ => return Err(format!("`{unit}` is no unit of time: use ms, s, m or h")),
+        _ => return Err(format!("`{unit}` is no unit of time: use us, ms, s, m or h")),
     };
     let seconds: f64 =
         number.parse().map_err(|_| "expected a number of seconds, such as 10, 500ms or 2m".to_owned())?;
