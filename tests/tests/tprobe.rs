@@ -294,7 +294,8 @@ fn killed(boot: &mut Boot) {
 /// others' events are untouched.
 fn under_load(boot: &mut Boot) {
     let guest = Guest::new("guest", "cpuid").repeat(1_000_000).without_truth();
-    let times = counts().pick(20, 1_000);
+    // Each time, two installations and two removals.
+    let times = counts().pick(5, 250);
     let other = format!(
         "i=0; while [ $i -lt {times} ]; do exitregs events install && exitregs events list && exitregs events remove; \
          i=$((i+1)); done >/dev/null 2>messages; true"

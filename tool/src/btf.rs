@@ -16,47 +16,65 @@ const MAGIC: u16 = 0xeb9f;
 /// # Errors
 /// The BTF is missing or damaged, or has no such tracepoint.
 pub fn tracepoint_arguments(files: &BtfFiles, tracepoint: &str) -> Result<Vec<String>> {
-    let vmlinux = Btf::from_file(&files.vmlinux)
-        .with_context(|| format!("cannot read the kernel's BTF, {}", files.vmlinux.display()))?;
-    let btf = match &files.kvm {
-        Some(path) => Btf::from_split_file(path, &vmlinux)
-            .with_context(|| format!("cannot read kvm.ko's BTF, {}", path.display()))?,
-        None => vmlinux,
-    };
+    let vmlinux = vmlinux(files)?;
+    let kvm = files.kvm.as_ref().map(|path| split(&vmlinux, path)).transpose()?;
+    arguments(&kvm.unwrap_or(vmlinux), tracepoint)
+}
+
+fn vmlinux(files: &BtfFiles) -> Result<Btf> {
+    Btf::from_file(&files.vmlinux)
+        .with_context(|| format!("cannot read the kernel's BTF, {}", files.vmlinux.display()))
+}
+
+/// The BTF of a module, which includes the kernel's.
+fn split(vmlinux: &Btf, module: &Path) -> Result<Btf> {
+    Btf::from_split_file(module, vmlinux)
+        .with_context(|| format!("cannot read a module's BTF, {}", module.display()))
+}
+
+fn arguments(btf: &Btf, tracepoint: &str) -> Result<Vec<String>> {
     let name = format!("btf_trace_{tracepoint}");
     for ty in btf.resolve_types_by_name(&name).with_context(|| format!("the kernel has no {tracepoint}"))? {
         let Type::Typedef(typedef) = ty else { continue };
         let Type::Ptr(pointer) = btf.resolve_chained_type(&typedef)? else { continue };
         let Type::FuncProto(prototype) = btf.resolve_chained_type(&pointer)? else { continue };
         // The first parameter is the probe's private data.
-        return prototype.parameters.iter().skip(1).map(|parameter| type_name(&btf, parameter)).collect();
+        return prototype.parameters.iter().skip(1).map(|parameter| type_name(btf, parameter)).collect();
     }
     bail!("the kernel's BTF has no prototype of the tracepoint {tracepoint}")
 }
 
-/// KVM's types on this host.
-pub struct Types(Btf);
+/// KVM's types and tracepoints on this host. It takes some tenths of a second to read the kernel's BTF: this does it once.
+pub struct Types {
+    vendor: Btf,
+    /// kvm.ko's, which has the tracepoints; `None` where KVM is built in.
+    kvm: Option<Btf>,
+}
 
 impl Types {
-    /// Reads the BTF of the vendor's half, which has KVM's common types as well.
+    /// Reads the BTF of KVM and of the vendor's half, which has KVM's common types as well.
     ///
     /// # Errors
     /// A file is missing or damaged.
     pub fn read(files: &BtfFiles) -> Result<Self> {
-        let vmlinux = Btf::from_file(&files.vmlinux)
-            .with_context(|| format!("cannot read the kernel's BTF, {}", files.vmlinux.display()))?;
-        let btf = match &files.vendor {
-            Some(path) => Btf::from_split_file(path, &vmlinux)
-                .with_context(|| format!("cannot read the vendor module's BTF, {}", path.display()))?,
-            None => vmlinux,
-        };
-        Ok(Self(btf))
+        let vmlinux = vmlinux(files)?;
+        let kvm = files.kvm.as_ref().map(|path| split(&vmlinux, path)).transpose()?;
+        let vendor = files.vendor.as_ref().map(|path| split(&vmlinux, path)).transpose()?;
+        Ok(Self { vendor: vendor.unwrap_or(vmlinux), kvm })
+    }
+
+    /// The arguments of a tracepoint of KVM's, as [`tracepoint_arguments`] has them.
+    ///
+    /// # Errors
+    /// There is no such tracepoint.
+    pub fn tracepoint(&self, name: &str) -> Result<Vec<String>> {
+        arguments(self.kvm.as_ref().unwrap_or(&self.vendor), name)
     }
 
     /// How to get from a structure to a member of it, such as `vmcb.control.exit_code` or `arch.regs[3]`: the offsets in
     /// bytes, a pointer being followed between two of them. `None` if there is no such member, or it is a bit field.
     pub fn place(&self, structure: &str, path: &str) -> Option<Vec<u32>> {
-        let mut here = self.0.resolve_types_by_name(structure).ok()?.into_iter().find(is_aggregate)?;
+        let mut here = self.vendor.resolve_types_by_name(structure).ok()?.into_iter().find(is_aggregate)?;
         let mut offsets = vec![0];
         for part in path.split('.') {
             let (name, index) = match part.strip_suffix(']').and_then(|part| part.split_once('[')) {
@@ -84,9 +102,9 @@ impl Types {
 
     /// The names of a function's parameters; `None` if the kernel has no such function, or does not describe it.
     pub fn parameters(&self, function: &str) -> Option<Vec<String>> {
-        let types = self.0.resolve_types_by_name(function).ok()?;
+        let types = self.vendor.resolve_types_by_name(function).ok()?;
         let prototypes = types.iter().filter_map(|ty| match ty {
-            Type::Func(function) => self.0.resolve_chained_type(function).ok(),
+            Type::Func(function) => self.vendor.resolve_chained_type(function).ok(),
             _ => None,
         });
         prototypes
@@ -94,14 +112,16 @@ impl Types {
                 Type::FuncProto(prototype) => Some(prototype),
                 _ => None,
             })
-            .find_map(|prototype| prototype.parameters.iter().map(|p| self.0.resolve_name(p).ok()).collect())
+            .find_map(|prototype| {
+                prototype.parameters.iter().map(|p| self.vendor.resolve_name(p).ok()).collect()
+            })
     }
 
     /// A member, also one of an anonymous structure or union, with its offset in bytes.
     fn member(&self, aggregate: &btf_rs::Struct, name: &str) -> Option<(u32, Type)> {
         aggregate.members.iter().find_map(|member| {
             let offset = member.bit_offset() / 8;
-            let is = self.0.resolve_name(member).unwrap_or_default();
+            let is = self.vendor.resolve_name(member).unwrap_or_default();
             if is == name {
                 let bits = member.bitfield_size().unwrap_or(0);
                 return (bits == 0).then(|| Some((offset, self.plain(member)?))).flatten();
@@ -117,9 +137,9 @@ impl Types {
 
     /// The type that something has, without names and qualifiers.
     fn plain<T: BtfType + ?Sized>(&self, of: &T) -> Option<Type> {
-        let mut ty = self.0.resolve_chained_type(of).ok()?;
+        let mut ty = self.vendor.resolve_chained_type(of).ok()?;
         while let Type::Typedef(_) | Type::Const(_) | Type::Volatile(_) | Type::TypeTag(_) = ty {
-            ty = self.0.resolve_chained_type(ty.as_btf_type()?).ok()?;
+            ty = self.vendor.resolve_chained_type(ty.as_btf_type()?).ok()?;
         }
         Some(ty)
     }

@@ -6,7 +6,7 @@ pub mod install;
 
 use super::tracefs::{self, Provider, Tracefs};
 use super::{Unusable, check_kvm, unusable};
-use crate::btf::{Types, tracepoint_arguments};
+use crate::btf::Types;
 use crate::host::Host;
 use anyhow::Result;
 use definition::{Definition, definitions};
@@ -46,12 +46,11 @@ pub fn check(host: &Host) -> Result<Tprobe, Unusable> {
             "they need Linux 6.5 with CONFIG_FPROBE_EVENTS=y; the bpf source needs neither",
         ));
     }
-    let files = host.btf_files();
     let no_types =
         |error: anyhow::Error| unusable(format!("{error:#}"), "use a kernel with CONFIG_DEBUG_INFO_BTF=y");
-    let types = Types::read(&files).map_err(no_types)?;
-    let entry = tracepoint_arguments(&files, "kvm_entry").map_err(no_types)?;
-    let exit = tracepoint_arguments(&files, "kvm_exit").map_err(no_types)?;
+    let types = Types::read(&host.btf_files()).map_err(no_types)?;
+    let entry = types.tracepoint("kvm_entry").map_err(no_types)?;
+    let exit = types.tracepoint("kvm_exit").map_err(no_types)?;
     if exit.first().is_none_or(|name| name != "kvm_vcpu") {
         return Err(unusable(
             format!("kvm_exit's first argument is not the vCPU: kvm_exit({})", exit.join(", ")),
