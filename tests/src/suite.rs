@@ -198,12 +198,17 @@ impl Played {
         text
     }
 
+    /// Where a file of the scenario's folder is, if it is there.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.folder.join(name)
+    }
+
     /// A file of the scenario's folder.
     ///
     /// # Errors
     /// If it cannot be read.
     pub fn read(&self, name: &str) -> Result<String> {
-        let path = self.folder.join(name);
+        let path = self.path(name);
         let bytes = fs::read(&path).with_context(|| format!("the scenario left no {name}"))?;
         String::from_utf8(bytes).with_context(|| format!("{name} is not UTF-8"))
     }
