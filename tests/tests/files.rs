@@ -127,7 +127,8 @@ fn same(played: &Played) -> Result<()> {
         let is_same = (recorded.time, recorded.thread, what(&recorded.what))
             == (printed.time, printed.thread, what(&printed.what));
         ensure!(is_same, "event {number} is {recorded:x?}, but printed is {printed:x?}");
-        let of_stock = field_bit(KvmExit::FIELDS, "is_nested") - 1 & !field_bit(KvmExit::FIELDS, "requests");
+        let of_stock =
+            (field_bit(KvmExit::FIELDS, "is_nested") - 1) & !field_bit(KvmExit::FIELDS, "requests");
         if let What::Exit(_) = recorded.what {
             ensure!(unknown & of_stock == 0, "event {number}: fields are missing: {unknown:#x}");
         }
