@@ -90,11 +90,13 @@ impl Decoder {
                 Self::NestedEntry { l2: field("vmcb")?, event: optional("event_inj") }
             }
             "kvm_nested_vmenter_failed" => Self::NestedEntryFailed,
-            "kvm_nested_vmexit" => {
+            "kvm_nested_vmexit" => match (optional("exit_reason"), optional("rip")) {
+                (Some(exit_reason), _) => Self::NestedExit { exit_reason },
                 // Linux before 5.10 calls it otherwise.
-                let place = optional("exit_reason").map_or_else(|| field("exit_code"), Ok)?;
-                Self::NestedExit { exit_reason: place }
-            }
+                (None, Some(_)) => Self::NestedExit { exit_reason: field("exit_code")? },
+                // kvm_nested_vmexit_inject, as the patch series calls it.
+                (None, None) => Self::NestedExitInject { exit_reason: field("exit_code")? },
+            },
             "kvm_nested_vmexit_inject" => Self::NestedExitInject { exit_reason: field("exit_code")? },
             "kvm_nested_intr_vmexit" => Self::NestedInterruptExit,
             "kvm_inj_exception" => Self::Exception {
