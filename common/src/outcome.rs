@@ -30,6 +30,10 @@ impl Outcome {
         if exit.entry_time == 0 {
             return Self::NotEnded;
         }
+        if exit.exit.is_nested != exit.entry.is_nested {
+            // VMRUN, VMLAUNCH and VMRESUME end with the entry to L2, whose RIP and exceptions are none of L1's.
+            return Self::Unknown;
+        }
         let rips_known = exit.knows_exit("guest_rip") && exit.knows_entry("rip");
         if rips_known && (1..=LONGEST_INSTRUCTION).contains(&exit.entry.rip.wrapping_sub(exit.exit.guest_rip))
         {

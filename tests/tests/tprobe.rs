@@ -26,7 +26,7 @@ fn main() -> ExitCode {
 
 fn describe(suite: &mut Suite) -> Result<()> {
     let built = |base| Kernel::Built(Built { base, patches: Patches::None });
-    for kernel in [built(Base::V6_12), built(Base::Mainline)] {
+    for kernel in [Kernel::Stock6_12, built(Base::V6_12), built(Base::Mainline)] {
         let host = suite::host(kernel)?.smp(2).memory_mib(4096).program("perf");
         let amd = suite.boot(kernel.to_string(), host);
         every_script(amd, Isa::Svm);
@@ -36,10 +36,15 @@ fn describe(suite: &mut Suite) -> Result<()> {
         somebody_elses_probe(amd);
         two_runs_at_once(amd);
         killed(amd);
-        under_load(amd);
+        // Its kernel warned in trace_rb_cpu_prepare() in a boot that had this test; the suspect is a run that is killed while
+        // it makes an instance.
+        if kernel != Kernel::Stock6_12 {
+            under_load(amd);
+        }
     }
     for kernel in [Kernel::Stock6_12, built(Base::V6_12), built(Base::Mainline)] {
         let intel = suite.boot(format!("{kernel} on Intel"), suite::intel(kernel)?.program("perf"));
+        every_script(intel, Isa::Vmx);
         what_views_select(intel, Isa::Vmx);
         installed(intel, Isa::Vmx);
     }
