@@ -38,6 +38,7 @@ fn describe(suite: &mut Suite) -> Result<()> {
     }
     let boot = suite.boot("6.12 on Intel", suite::intel(Kernel::Stock6_12)?);
     named_scripts(boot, Isa::Vmx);
+    random_scripts(boot);
     without_admin(boot, CHECKED);
     lines_for_people(boot, Isa::Vmx);
     // QEMU (7.2) leaves the type of an injected event in EXITINTINFO when that is no longer valid, and Linux 7 then emulates
