@@ -12,6 +12,7 @@ pub mod trace;
 pub mod views;
 
 use crate::cli::Misuse;
+use crate::source::Counters;
 use anyhow::Context;
 use std::fs::{File, OpenOptions, Permissions};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
@@ -59,6 +60,25 @@ impl Stop {
             }
             std::thread::park_timeout(left.min(Duration::from_millis(50)));
         }
+    }
+}
+
+/// Says so if a ring buffer was full, and what to do.
+pub(crate) fn say_full(counters: Counters) {
+    if counters.lost > 0 {
+        eprintln!(
+            "exitregs: the ring buffer was full: give it more with --buffer-size, or select fewer exits"
+        );
+    }
+}
+
+/// Says how many exits a filter could not decide on.
+pub(crate) fn say_undecided(counters: Counters) {
+    if counters.undecided > 0 {
+        eprintln!(
+            "exitregs: {} exits were left out: the filter reads a field that was unknown",
+            counters.undecided
+        );
     }
 }
 

@@ -153,17 +153,8 @@ pub fn run(arguments: &Arguments) -> Result<u8> {
         counters.lost,
         recorder.sink.describe()
     );
-    if counters.lost > 0 {
-        eprintln!(
-            "exitregs: the ring buffer was full: give it more with --buffer-size, or select fewer exits"
-        );
-    }
-    if counters.undecided > 0 {
-        eprintln!(
-            "exitregs: {} exits were left out: the filter reads a field that was unknown",
-            counters.undecided
-        );
-    }
+    super::say_full(counters);
+    super::say_undecided(counters);
     command.exit_code()
 }
 

@@ -143,12 +143,7 @@ pub fn run(arguments: &Arguments) -> Result<u8> {
             counters.uncounted
         );
     }
-    if counters.undecided > 0 {
-        eprintln!(
-            "exitregs: {} exits were left out: the filter reads a field that was unknown",
-            counters.undecided
-        );
-    }
+    super::say_undecided(counters);
     command.exit_code()
 }
 
