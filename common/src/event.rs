@@ -43,6 +43,9 @@ impl Field {
     }
 }
 
+/// The group, which tracefs calls system, of the events on kernels whose own lack them.
+pub const GROUP: &str = "exitregs";
+
 /// Size of `struct trace_entry`, which precedes every record in a trace buffer.
 pub const HEADER_SIZE: usize = 8;
 

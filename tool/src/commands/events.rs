@@ -6,6 +6,7 @@ use crate::source::tprobe::install::{self, Events};
 use crate::source::{native, tprobe};
 use anyhow::{Context, Result};
 use clap::{Args, Subcommand};
+use exitregs_common::event::GROUP;
 use std::io::Write;
 
 /// The arguments of `exitregs events`.
@@ -64,7 +65,7 @@ fn install(host: &Host) -> Result<u8> {
     if made.is_empty() {
         eprintln!("exitregs: they are there already");
     } else {
-        eprintln!("exitregs: made {} in the group {}", made.join(", "), tprobe::definition::GROUP);
+        eprintln!("exitregs: made {} in the group {}", made.join(", "), GROUP);
     }
     eprintln!("exitregs: `exitregs events remove` removes them");
     Ok(0)

@@ -4,14 +4,11 @@
 use super::tracefs::{self, Provider, Tracefs};
 use super::{Unusable, check_kvm, unusable};
 use crate::host::Host;
+use exitregs_common::event::GROUP;
 
 /// The module. It has no `kvm_nested_page_fault`.
-pub const PROVIDER: Provider = Provider {
-    source: "module",
-    group: "exitregs",
-    how: "the events of the module kvm_exitregs",
-    partial: true,
-};
+pub const PROVIDER: Provider =
+    Provider { source: "module", group: GROUP, how: "the events of the module kvm_exitregs", partial: true };
 
 /// Whether the module is loaded, and this process may read its events.
 ///

@@ -5,7 +5,7 @@ use crate::host::Host;
 use crate::source::format::Format;
 use crate::source::{native, tprobe, tracefs};
 use anyhow::{Context, Result};
-use exitregs_common::event::{Event, Field, KvmExit, KvmNestedPageFault};
+use exitregs_common::event::{Event, Field, GROUP, KvmExit, KvmNestedPageFault};
 use exitregs_common::isa::Isa;
 use serde::Serialize;
 use std::path::{Path, PathBuf};
@@ -29,7 +29,7 @@ impl Source {
     pub fn group(self) -> &'static str {
         match self {
             Self::Native | Self::Stock => native::PROVIDER.group,
-            Self::Module | Self::Tprobe => tprobe::definition::GROUP,
+            Self::Module | Self::Tprobe => GROUP,
         }
     }
 

@@ -4,13 +4,13 @@
 use super::Description;
 use crate::analysis::pairing::{Operands, What};
 use crate::source::format::{Format, FormatError, Layout, Place};
-use exitregs_common::event::{Event, KvmEntry, KvmExit, KvmNestedPageFault};
+use exitregs_common::event::{Event, GROUP, KvmEntry, KvmExit, KvmNestedPageFault};
 use exitregs_common::flags::EventInfo;
 use exitregs_common::hypercall::Abi;
 
 /// The systems whose events are read: where a file has the same event of both, only that of the first, which has
 /// registers.
-pub const SYSTEMS: [&str; 2] = ["exitregs", "kvm"];
+pub const SYSTEMS: [&str; 2] = [GROUP, "kvm"];
 
 /// Fields that are not numbers of an event's own are read as 0 where a kernel's event lacks them.
 type Field = Option<Place>;

@@ -5,12 +5,9 @@
 //! Source: Documentation/trace/fprobetrace.rst in Linux; arch/x86/kvm/svm/svm.h, vmx/vmx.h and vmx/common.h for the members.
 
 use crate::btf::Types;
-use exitregs_common::event::{Event, Field, KvmEntry, KvmExit, KvmNestedPageFault};
+use exitregs_common::event::{COMMON_NAMES, Event, Field, GROUP, KvmEntry, KvmExit, KvmNestedPageFault};
 use exitregs_common::isa::Isa;
 use std::fmt;
-
-/// The group of the events.
-pub const GROUP: &str = "exitregs";
 
 /// What else the event of nested page faults has, for KVM computes the error codes in the function that the probe is on:
 /// whether the hardware reported the fault, ...
@@ -63,13 +60,13 @@ pub fn definitions(
     isa: Isa,
     has_immediate_exit: bool,
 ) -> Result<Vec<Definition>, &'static str> {
-    let exit = event::<KvmExit>(types, isa, 't', "kvm_exit", |field| exit_field(isa, field));
-    let entry = event::<KvmEntry>(types, isa, 't', "kvm_entry", |field| match field {
+    let exit = event::<KvmExit>(types, isa, 't', KvmExit::NAME, |field| exit_field(isa, field));
+    let entry = event::<KvmEntry>(types, isa, 't', KvmEntry::NAME, |field| match field {
         "immediate_exit" => has_immediate_exit.then_some(Argument(2)),
         _ => entry_field(isa, field),
     });
-    let needed = ["exit_reason", "vcpu_id", "is_nested", "is_protected", "rax", "rbx", "rcx", "rdx"];
-    if let Some(missing) = needed.into_iter().find(|name| !exit.has(name)) {
+    let needed = ["exit_reason", "vcpu_id"].iter().chain(COMMON_NAMES);
+    if let Some(missing) = needed.copied().find(|name| !exit.has(name)) {
         return Err(missing);
     }
     let function = match isa {

@@ -6,9 +6,10 @@
 //! somebody asked for stay until they are removed. A file says that they are to stay, for the kernel does not. Who uses them
 //! says a lock (flock(2)) on tracefs' file with the definitions: shared by all that use them, exclusive for who removes them.
 
-use super::definition::{Definition, GROUP};
+use super::definition::Definition;
 use crate::source::tracefs::{file, instance};
 use anyhow::{Context, Result, anyhow};
+use exitregs_common::event::GROUP;
 use std::fs::{self, File};
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};

@@ -10,18 +10,14 @@ use crate::btf::Types;
 use crate::host::Host;
 use anyhow::Result;
 use definition::{Definition, definitions};
-use exitregs_common::event::{Event, KvmEntry, KvmExit};
+use exitregs_common::event::{Event, GROUP, KvmEntry, KvmExit};
 use install::Events;
 use std::fmt;
 use std::path::PathBuf;
 
 /// Dynamic events.
-pub const PROVIDER: Provider = Provider {
-    source: "tprobe",
-    group: definition::GROUP,
-    how: "dynamic events on KVM's tracepoints",
-    partial: true,
-};
+pub const PROVIDER: Provider =
+    Provider { source: "tprobe", group: GROUP, how: "dynamic events on KVM's tracepoints", partial: true };
 
 /// What this host's kernel can be given.
 #[derive(Debug, Clone)]
