@@ -39,9 +39,12 @@ fn describe(suite: &mut Suite) -> Result<()> {
         a_duration(boot);
         without_admin(boot, CHECKED);
     }
-    let boot = suite.boot("6.12 on Intel", suite::intel(Kernel::Stock6_12)?);
-    every_script(boot, Isa::Vmx, seeds);
-    without_admin(boot, CHECKED);
+    let newest = Kernel::Built(Built { base: Base::Mainline, patches: Patches::None });
+    for (kernel, access) in [(Kernel::Stock6_12, CHECKED), (newest, TYPED)] {
+        let boot = suite.boot(format!("{kernel} on Intel"), suite::intel(kernel)?);
+        every_script(boot, Isa::Vmx, seeds);
+        without_admin(boot, access);
+    }
     // Not random ones on Linux 7: see tests/trace.rs.
     for base in Base::ALL {
         let kernel = Kernel::Built(Built { base, patches: Patches::None });

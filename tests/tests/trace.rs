@@ -36,11 +36,14 @@ fn describe(suite: &mut Suite) -> Result<()> {
         file_of_its_owner(boot);
         a_million(boot);
     }
-    let boot = suite.boot("6.12 on Intel", suite::intel(Kernel::Stock6_12)?);
-    named_scripts(boot, Isa::Vmx);
-    random_scripts(boot);
-    without_admin(boot, CHECKED);
-    lines_for_people(boot, Isa::Vmx);
+    let newest = Kernel::Built(Built { base: Base::Mainline, patches: Patches::None });
+    for (kernel, access) in [(Kernel::Stock6_12, CHECKED), (newest, TYPED)] {
+        let boot = suite.boot(format!("{kernel} on Intel"), suite::intel(kernel)?);
+        named_scripts(boot, Isa::Vmx);
+        random_scripts(boot);
+        without_admin(boot, access);
+        lines_for_people(boot, Isa::Vmx);
+    }
     // QEMU (7.2) leaves the type of an injected event in EXITINTINFO when that is no longer valid, and Linux 7 then emulates
     // no instruction: a random script that has L1 inject an exception may end there.
     for base in Base::ALL {

@@ -34,6 +34,11 @@ struct kvm_vcpu_arch___rip {		/* RIP has left regs[], which made way for more GP
 	unsigned long rip;
 };
 
+struct kvm_vcpu_arch___bitmaps {	/* before, each was a __u32 */
+	unsigned long regs_avail[1];
+	unsigned long regs_dirty[1];
+};
+
 struct kvm_hv {
 	__u64 hv_guest_os_id;
 };
@@ -88,6 +93,10 @@ struct kvm_vcpu {
 
 struct kvm_vcpu___rip {
 	struct kvm_vcpu_arch___rip arch;
+};
+
+struct kvm_vcpu___bitmaps {
+	struct kvm_vcpu_arch___bitmaps arch;
 };
 
 /* arch/x86/kvm/svm/svm.h: begins with its struct kvm_vcpu */

@@ -88,12 +88,16 @@ static __always_inline __u64 vcpu_rip(struct kvm_vcpu *vcpu, const bool direct)
 	return vcpu_read(vcpu, arch.regs[REG_RIP], direct);
 }
 
-/* VMX: bits of regs_avail or regs_dirty, a __u32 or a bitmap of longs: the low half either way. */
-#define vmx_lazy_bits(vcpu, member) ({								\
-	__u32 bits = 0;										\
-	bpf_probe_read_kernel(&bits, sizeof(bits), (void *)(vcpu) +				\
-			      bpf_core_field_offset(((struct kvm_vcpu *)0)->arch.member));	\
-	bits;											\
+/* VMX: bits of regs_avail or regs_dirty, by enum kvm_reg. All of them are in the low half of a bitmap's one long. */
+#define vmx_lazy_bits(vcpu, member) ({							\
+	struct kvm_vcpu___bitmaps *newer = (void *)(vcpu);				\
+	__u32 bits = 0;									\
+											\
+	if (bpf_core_field_exists(newer->arch.member))					\
+		bpf_core_read(&bits, sizeof(bits), &newer->arch.member);		\
+	else										\
+		bpf_core_read(&bits, sizeof(bits), &(vcpu)->arch.member);		\
+	bits;										\
 })
 
 #define vmx_lazy_bit(register) \
