@@ -189,26 +189,4 @@ static __always_inline int on_entry(struct kvm_vcpu *vcpu, const bool direct)
 	return 0;
 }
 
-SEC("tp_btf/kvm_exit")
-int exit_typed(__u64 *ctx)
-{
-	return on_exit(exit_vcpu(ctx), true);
-}
-
-SEC("tp_btf/kvm_entry")
-int entry_typed(__u64 *ctx)
-{
-	return on_entry((struct kvm_vcpu *)ctx[0], true);
-}
-
-SEC("raw_tp/kvm_exit")
-int exit_untyped(__u64 *ctx)
-{
-	return on_exit(exit_vcpu(ctx), false);
-}
-
-SEC("raw_tp/kvm_entry")
-int entry_untyped(__u64 *ctx)
-{
-	return on_entry((struct kvm_vcpu *)ctx[0], false);
-}
+#include "programs.h"

@@ -10,7 +10,7 @@ use crate::host::Host;
 use anyhow::{Context, Error, Result, anyhow, bail};
 use exitregs_common::event::{Event, KvmExit};
 use exitregs_common::isa::Isa;
-use libbpf_rs::{ObjectBuilder, PrintLevel};
+use libbpf_rs::{Link, ObjectBuilder, OpenProgramMut, PrintLevel, ProgramMut};
 use std::fmt;
 use std::fs::File;
 use std::io::Write;
@@ -26,6 +26,29 @@ pub enum Access {
     Typed,
     /// Through numbers (raw_tp): each load is a checked read, at about one and a half times the cost.
     Untyped,
+}
+
+impl Access {
+    /// Of an opened object's programs at the exit and the entry, loads only those for this access.
+    fn choose<'a>(self, typed: [&mut OpenProgramMut<'a>; 2], untyped: [&mut OpenProgramMut<'a>; 2]) {
+        for (access, programs) in [(Self::Typed, typed), (Self::Untyped, untyped)] {
+            for program in programs {
+                program.set_autoload(access == self);
+            }
+        }
+    }
+
+    /// Attaches the programs at the exit and the entry that [`choose`](Self::choose) had loaded.
+    fn attach(self, typed: [&ProgramMut<'_>; 2], untyped: [&ProgramMut<'_>; 2]) -> Result<Vec<Link>> {
+        let [exit, entry] = if self == Self::Typed { typed } else { untyped };
+        // The entry first: an exit must not find its entry's program missing.
+        [entry, exit]
+            .into_iter()
+            .map(|program| {
+                program.attach().map_err(|error| explain(error, "cannot attach to KVM's tracepoints"))
+            })
+            .collect()
+    }
 }
 
 impl fmt::Display for Access {

@@ -44,26 +44,17 @@ impl Stat {
         let constants = open.maps.rodata_data.as_deref_mut().context("the BPF programs have no constants")?;
         set_constants!(constants, skeleton::types, &target, selection);
 
-        let typed = target.access == Access::Typed;
-        open.progs.exit_typed.set_autoload(typed);
-        open.progs.entry_typed.set_autoload(typed);
-        open.progs.exit_untyped.set_autoload(!typed);
-        open.progs.entry_untyped.set_autoload(!typed);
+        let progs = &mut open.progs;
+        target.access.choose(
+            [&mut progs.exit_typed, &mut progs.entry_typed],
+            [&mut progs.exit_untyped, &mut progs.entry_untyped],
+        );
 
         let skeleton = open.load().map_err(|error| explain(error, "cannot load the BPF programs"))?;
         let progs = &skeleton.progs;
-        // The entry first: an exit must not find its entry's program missing.
-        let order = if typed {
-            [&progs.entry_typed, &progs.exit_typed]
-        } else {
-            [&progs.entry_untyped, &progs.exit_untyped]
-        };
-        let links = order
-            .into_iter()
-            .map(|program| {
-                program.attach().map_err(|error| explain(error, "cannot attach to KVM's tracepoints"))
-            })
-            .collect::<Result<_>>()?;
+        let links = target
+            .access
+            .attach([&progs.exit_typed, &progs.entry_typed], [&progs.exit_untyped, &progs.entry_untyped])?;
         Ok(Self { links, skeleton, isa: target.isa, access: target.access, per_vcpu })
     }
 
