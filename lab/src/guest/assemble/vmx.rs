@@ -185,8 +185,8 @@ impl Extension for Vmx {
         a.a.jbe(a.vmx.failed)
     }
 
-    /// The interrupt, a timer's, may come anywhere. L2 that has not come to the instructions around the HLT goes on where it
-    /// is; if it was between them it does them again.
+    /// The interrupt, a timer's, may come anywhere. L2 that has not come to the instructions around the HLT, which in a loop
+    /// may be behind it, goes on where it is; if it was between them it does them again.
     fn halt<'a>(&self, a: &mut Assembler<'a>, guest: usize, item: L2Step<'a>) -> Emit {
         let Op::Hlt { sleep_us } = item.step.op else { unreachable!("only HLT is left by force") };
         let registers = a.guest(guest).registers;
@@ -219,6 +219,7 @@ impl Extension for Vmx {
         a.a.lea(rcx, ptr(resume))?;
         a.a.cmp(rip, rcx)?;
         a.a.je(done)?;
+        a.a.ja(again)?;
         a.a.lea(rcx, ptr(item.retry))?;
         a.a.cmp(rip, rcx)?;
         a.a.jb(again)?;
