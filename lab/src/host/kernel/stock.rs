@@ -54,7 +54,10 @@ impl Series {
         let attempt = || unpacked(&apt, &apt.newest(&apt.dependency(self.metapackage)?)?);
         // No lists yet, or lists that name a version which the mirror has replaced meanwhile.
         let attempt = attempt().or_else(|_| apt.update().and_then(|()| attempt()));
-        attempt.with_context(|| format!("cannot fetch Debian's kernel {}", self.metapackage))
+        attempt.with_context(|| {
+            let metapackage = self.metapackage;
+            format!("cannot fetch Debian's kernel {metapackage} (apt needs Debian 12's main and security suites)")
+        })
     }
 }
 
