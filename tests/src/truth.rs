@@ -174,19 +174,16 @@ impl<'a> Vcpu<'a> {
         let traced: Vec<&Exit> = self.exits.iter().filter(in_truth).copied().collect();
 
         let mut next = 0;
-        // By level and L2: the instruction whose page fault may come again, until the next instruction there.
-        let mut again: HashMap<(u8, Option<usize>), (&Line, &Exit)> = HashMap::new();
+        let mut again = Again::new();
         for (number, line) in self.lines.iter().enumerate() {
             let Some(reason) = line.exit_reason.as_deref() else { continue };
-            while let Some(exit) = traced.get(next).filter(|exit| {
+            while let Some(exit) = traced.get(next).copied() {
                 let of_line = is_at(exit, line)
                     && exit.exit.registers() == line.before
                     && (exit.exit.guest_rip.is_some() || exit.reason == reason);
-                !of_line && again.values().any(|(line, last)| is_repetition(line, last, exit))
-            }) {
-                if exit.outcome != Outcome::Unknown {
-                    let why = anyhow!("one more page fault ended as {:?}", exit.outcome);
-                    return Err(self.difference(&why, number, &traced, next));
+                let one_more = if of_line { Ok(false) } else { self.is_one_more(&mut again, exit) };
+                if !one_more.map_err(|why| self.difference(&why, number, &traced, next))? {
+                    break;
                 }
                 next += 1;
             }
@@ -206,7 +203,10 @@ impl<'a> Vcpu<'a> {
             self.check_exit(line, last).map_err(|why| self.difference(&why, number, &traced, next))?;
             next += 1;
             let place = (line.level, line.l2);
-            again.remove(&place);
+            if again.remove(&place).is_some_and(|(line, last)| is_unfinished(line, last)) {
+                let why = anyhow!("the string instruction before this one has not come to its end");
+                return Err(self.difference(&why, number, &traced, next));
+            }
             if line.exits == Exits::AtLeastOnce {
                 while let Some(one_more) = traced.get(next).filter(|exit| is_repetition(line, last, exit)) {
                     if last.outcome != Outcome::Unknown {
@@ -216,16 +216,20 @@ impl<'a> Vcpu<'a> {
                     last = one_more;
                     next += 1;
                 }
-                if is_unasked(reason) {
+                if is_unasked(reason) || is_unfinished(line, last) {
                     again.insert(place, (line, last));
+                }
+                if is_unfinished(line, last) {
+                    continue;
                 }
             }
             self.check_entry(line, last).map_err(|why| self.difference(&why, number, &traced, next - 1))?;
         }
-        while traced
-            .get(next)
-            .is_some_and(|exit| again.values().any(|(line, last)| is_repetition(line, last, exit)))
-        {
+        while let Some(exit) = traced.get(next).copied() {
+            let one_more = self.is_one_more(&mut again, exit);
+            if !one_more.map_err(|why| self.difference(&why, self.lines.len(), &traced, next))? {
+                break;
+            }
             next += 1;
         }
         if self.extent == Extent::Whole && next < traced.len() {
@@ -233,6 +237,24 @@ impl<'a> Vcpu<'a> {
             return Err(self.difference(&why, self.lines.len(), &traced, next));
         }
         Ok(next)
+    }
+
+    /// Whether `exit` is one more of an instruction that came before; an error if it is and ended as it cannot have.
+    fn is_one_more<'e>(&self, again: &mut Again<'a, 'e>, exit: &'e Exit) -> Result<bool> {
+        let mut places = again.iter();
+        let Some((&place, &(line, _))) = places.find(|(_, (line, last))| is_repetition(line, last, exit))
+        else {
+            return Ok(false);
+        };
+        if is_unfinished(line, exit) {
+            again.insert(place, (line, exit));
+        } else if is_string(line) {
+            again.remove(&place);
+            self.check_entry(line, exit)?;
+        } else {
+            ensure!(exit.outcome == Outcome::Unknown, "one more page fault ended as {:?}", exit.outcome);
+        }
+        Ok(true)
     }
 
     fn check_exit(&self, line: &Line, exit: &Exit) -> Result<()> {
@@ -410,11 +432,25 @@ impl<'a> Vcpu<'a> {
     }
 }
 
+/// By level and L2, until the next instruction there: the one whose page fault may come again, or the string instruction
+/// that an interrupt to L1 took in the middle.
+type Again<'a, 'e> = HashMap<(u8, Option<usize>), (&'a Line, &'e Exit)>;
+
+fn is_string(line: &Line) -> bool {
+    line.instruction.starts_with("rep ")
+}
+
+/// Whether a string instruction is to go on after this exit.
+fn is_unfinished(line: &Line, exit: &Exit) -> bool {
+    let goes_on = exit.entry.as_ref().is_some_and(|entry| entry.rip == Some(line.rip));
+    is_string(line) && exit.outcome == Outcome::Unknown && goes_on
+}
+
 /// Whether `exit` is one more of an instruction that exits until it gets through: at the same place, with the same
 /// registers, or with fewer repetitions left.
 fn is_repetition(line: &Line, last: &Exit, exit: &Exit) -> bool {
     let (was, is) = (last.exit.registers(), exit.exit.registers());
-    let less = line.instruction.starts_with("rep ") && is.rcx < was.rcx;
+    let less = is_string(line) && is.rcx < was.rcx;
     is_at(exit, line) && exit.reason == last.reason && (is == was || less)
 }
 

@@ -21,7 +21,8 @@ use super::vendor;
 pub struct Record {
     /// Index of the [`Site`].
     pub site: u64,
-    /// [`Record::OPEN`] before the instruction, [`Record::CLOSED`] after it; [`Record::VOID`] if it was not executed.
+    /// [`Record::OPEN`] before the instruction, [`Record::CLOSED`] after it; [`Record::VOID`] if it was not executed;
+    /// [`Record::WOKEN`] of a HLT that has ended, before its L2 goes on.
     pub state: u64,
     /// Turns done.
     pub turn: u64,
@@ -51,6 +52,8 @@ impl Record {
     pub const CLOSED: u64 = 1;
     /// See [`Record::state`].
     pub const VOID: u64 = 2;
+    /// See [`Record::state`].
+    pub const WOKEN: u64 = 3;
     /// See [`Record::exit_code`]: VMLAUNCH has failed without a VM exit.
     pub const NOT_ENTERED: u64 = 1 << 63;
     /// See [`Record::fault`].

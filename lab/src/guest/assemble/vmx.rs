@@ -194,6 +194,7 @@ impl Extension for Vmx {
         let (_, resume) = a.labels(item.site);
         let mut again = a.a.create_label();
         let mut done = a.a.create_label();
+        let mut before = a.a.create_label();
         let mut not_open = a.a.create_label();
 
         a.a.set_label(&mut again)?;
@@ -216,20 +217,27 @@ impl Extension for Vmx {
             a.a.xor(eax, eax)?;
             a.vmwrite(field)?;
         }
+        let state = qword_ptr(r9 + offset_of!(Record, state) as i32);
+        a.a.mov(r9, qword_ptr(registers + saved::R9))?;
         a.a.lea(rcx, ptr(resume))?;
         a.a.cmp(rip, rcx)?;
-        a.a.je(done)?;
         a.a.ja(again)?;
+        a.a.jb(before)?;
+        // In a loop it may still be behind the last round's HLT.
+        a.a.cmp(state, Record::WOKEN as i32)?;
+        a.a.je(again)?;
+        a.a.mov(state, Record::WOKEN as i32)?;
+        a.a.jmp(done)?;
+        a.a.set_label(&mut before)?;
         a.a.lea(rcx, ptr(item.retry))?;
         a.a.cmp(rip, rcx)?;
         a.a.jb(again)?;
         // If L2 has opened a record it is void: it opens another one.
-        a.a.mov(r9, qword_ptr(registers + saved::R9))?;
         a.a.cmp(qword_ptr(r9 + offset_of!(Record, site) as i32), item.site as i32)?;
         a.a.jne(not_open)?;
-        a.a.cmp(qword_ptr(r9 + offset_of!(Record, state) as i32), Record::OPEN as i32)?;
+        a.a.cmp(state, Record::OPEN as i32)?;
         a.a.jne(not_open)?;
-        a.a.mov(qword_ptr(r9 + offset_of!(Record, state) as i32), Record::VOID as i32)?;
+        a.a.mov(state, Record::VOID as i32)?;
         a.a.set_label(&mut not_open)?;
         a.set_l2_rip(guest, item.retry)?;
         a.a.jmp(again)?;

@@ -56,7 +56,9 @@ impl Series {
         let attempt = attempt().or_else(|_| apt.update().and_then(|()| attempt()));
         attempt.with_context(|| {
             let metapackage = self.metapackage;
-            format!("cannot fetch Debian's kernel {metapackage} (apt needs Debian 12's main and security suites)")
+            format!(
+                "cannot fetch Debian's kernel {metapackage} (apt needs Debian 12's main and security suites)"
+            )
         })
     }
 }
