@@ -5,8 +5,9 @@ use anyhow::{Context, Result, ensure};
 use exitregs_common::isa::{Isa, Level};
 use exitregs_lab::counts;
 use exitregs_lab::script::builtins;
+use serde::Deserialize;
 
-use crate::exitregs::{trace, while_running};
+use crate::exitregs::{stat, trace, while_running};
 use crate::guest::Guest;
 use crate::record::{self, Exit};
 use crate::scenario::{Process, Scenario};
@@ -72,6 +73,76 @@ pub fn perf_counters(boot: &mut Boot, isa: Isa, event: &str) {
                 least > 0 && (least..=most).contains(&count),
                 "{view} at {level}: {count}, not {least} to {most}"
             );
+        }
+        Ok(())
+    });
+}
+
+/// What `stat --count-only --json` prints.
+#[derive(Debug, Deserialize)]
+struct Counts {
+    counters: Vec<Counter>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Counter {
+    view: Option<String>,
+    level: Option<u8>,
+    filter: Option<String>,
+    count: u64,
+}
+
+/// Counters of `exitregs stat` with different filters count at once, of all VMs or of one.
+pub fn counters(boot: &mut Boot, isa: Isa, source: &str) {
+    const VIEWS: [&str; 2] = ["--view", "msr,cpuid,hypercall"];
+    let count = |name: &str, arguments: &[&str]| {
+        stat(name, &[&["--count-only", "--source", source], arguments].concat())
+    };
+    let during = |name: &str, guest: &Guest, arguments: &[&str]| {
+        let stat = count(name, &[arguments, &["--"]].concat());
+        Process { argv: [stat.argv, guest.argv()].concat(), ..stat }
+    };
+    let guests = ["msr", "basic", "basic"].into_iter().zip(["filters", "views", "one"]);
+    let guests: Vec<_> = guests.map(|(script, name)| Guest::new(name, script).repeat(3)).collect();
+    let other = Guest::new("other", "basic").repeat(2);
+    let wanted = [("msr", Level::L2), ("cpuid", Level::L1)];
+    let texts = wanted.map(|(view, level)| filter(view, isa, level).expect("the views are there"));
+    let scenario = Scenario::new("counters of stat")
+        .run(during("by-filter", &guests[0], &["--where", &texts[0], "--where", &texts[1]]))
+        .run(during("by-view", &guests[1], &VIEWS))
+        .then(guests[2].start())
+        .then(other.start())
+        .then(while_running(
+            vec![count("of-one", &[&VIEWS[..], &["-p", "{pid:one}"]].concat())],
+            |scenario| scenario.press_enter("one").press_enter("other").end("one").end("other"),
+        ));
+    boot.test(scenario, move |played| {
+        played.succeeded(&["by-filter", "by-view", "of-one", "one", "other"])?;
+        let counts = |name: &str| -> Result<Vec<Counter>> {
+            let counts: Counts = serde_json::from_str(&played.read(&format!("{name}.json"))?)?;
+            Ok(counts.counters)
+        };
+        let check = |counter: &Counter, guest: &Guest, view: &str, level: Level| {
+            let (least, most) = bounds(&guest.truth(played)?, view, isa, level);
+            ensure!((least..=most).contains(&counter.count), "{counter:?}: not {least} to {most}");
+            Ok(least)
+        };
+        let by_filter = counts("by-filter")?;
+        ensure!(by_filter.len() == 2, "{by_filter:?}");
+        for ((counter, text), (view, level)) in by_filter.iter().zip(&texts).zip(wanted) {
+            ensure!(counter.filter.as_ref() == Some(text), "{counter:?}: not {text}");
+            let least = check(counter, &guests[0], view, level)?;
+            ensure!(least > 0 || view != "msr", "the script has no MSR accesses of L2");
+        }
+        for (name, guest) in [("by-view", &guests[1]), ("of-one", &guests[2])] {
+            let by_view = counts(name)?;
+            ensure!(by_view.len() == 6, "{by_view:?}");
+            for counter in &by_view {
+                let (view, level) = (counter.view.as_deref(), counter.level);
+                let (view, level) = view.zip(level).context("a counter of no view or level")?;
+                let level = Level::from_is_nested(level - 1);
+                ensure!(check(counter, guest, view, level)? > 0, "the script has none of {counter:?}");
+            }
         }
         Ok(())
     });

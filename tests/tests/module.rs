@@ -9,7 +9,7 @@ use exitregs_common::event::{Event, KvmEntry, KvmExit};
 use exitregs_common::isa::{Isa, Level};
 use exitregs_lab::host::{Base, Built, Kernel, Patches};
 use exitregs_lab::{counts, module};
-use exitregs_tests::events::{every_script, found_in, perf_counters};
+use exitregs_tests::events::{counters, every_script, found_in, perf_counters};
 use exitregs_tests::exitregs::{exitregs, trace, while_running};
 use exitregs_tests::guest::Guest;
 use exitregs_tests::record;
@@ -40,6 +40,7 @@ fn describe(suite: &mut Suite) -> Result<()> {
         // Random scripts not on Linux 7: see tests/trace.rs.
         let seeds = if base == Base::Mainline { 0 } else { counts().pick(2, 50) };
         every_script(amd, Isa::Svm, seeds, "module");
+        counters(amd, Isa::Svm, "module");
         perf_counters(amd, Isa::Svm, "exitregs:kvm_exit");
         tracefs(amd, Isa::Svm);
         load_and_unload(amd);
@@ -48,6 +49,7 @@ fn describe(suite: &mut Suite) -> Result<()> {
         loaded(intel);
         formats(intel);
         every_script(intel, Isa::Vmx, counts().pick(1, 20), "module");
+        counters(intel, Isa::Vmx, "module");
         perf_counters(intel, Isa::Vmx, "exitregs:kvm_exit");
         tracefs(intel, Isa::Vmx);
     }

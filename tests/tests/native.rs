@@ -12,16 +12,15 @@ use exitregs_common::vmx::EptViolation;
 use exitregs_lab::counts;
 use exitregs_lab::host::{Base, Built, Kernel, Patches, Status};
 use exitregs_lab::truth::{Handled, Line};
-use exitregs_tests::events::{every_script, found_in, perf_counters};
+use exitregs_tests::events::{counters, every_script, found_in, perf_counters};
 use exitregs_tests::exitregs::{exitregs, stat, trace, while_running};
 use exitregs_tests::guest::Guest;
 use exitregs_tests::record::{self, NestedPageFault};
 use exitregs_tests::scenario::{Process, Scenario};
 use exitregs_tests::suite::{self, Boot, Suite};
 use exitregs_tests::truth::compare_counts;
-use exitregs_tests::view::{bounds, filter, scripted, selects};
+use exitregs_tests::view::{filter, scripted, selects};
 use nix::sys::signal::Signal;
-use serde::Deserialize;
 
 fn main() -> ExitCode {
     suite::main(describe)
@@ -158,69 +157,8 @@ fn what_views_select(boot: &mut Boot, isa: Isa) {
             Ok(())
         });
     }
-    counters(boot, isa);
+    counters(boot, isa, "native");
     perf_counters(boot, isa, "kvm:kvm_exit");
-}
-
-/// What `stat --count-only --json` prints.
-#[derive(Debug, Deserialize)]
-struct Counts {
-    counters: Vec<Counter>,
-}
-
-#[derive(Debug, Deserialize)]
-struct Counter {
-    view: Option<String>,
-    level: Option<u8>,
-    filter: Option<String>,
-    count: u64,
-}
-
-/// Counters with different filters count at once.
-fn counters(boot: &mut Boot, isa: Isa) {
-    let count = |name: &str, guest: &Guest, arguments: &[&str]| {
-        let output = format!("{name}.json");
-        let argv = guest.argv();
-        let command = argv.iter().map(String::as_str);
-        let words = ["stat", "--count-only", "--json", "-o", &output].into_iter();
-        exitregs(name, words.chain(arguments.iter().copied()).chain(["--"]).chain(command))
-    };
-    let guests = [Guest::new("filters", "msr").repeat(3), Guest::new("views", "basic").repeat(3)];
-    let [filters, views] = &guests;
-    let wanted = [("msr", Level::L2), ("cpuid", Level::L1)];
-    let texts = wanted.map(|(view, level)| filter(view, isa, level).expect("the views are there"));
-    let scenario = Scenario::new("counters of stat")
-        .run(count("by-filter", filters, &["--where", &texts[0], "--where", &texts[1]]))
-        .run(count("by-view", views, &["--view", "msr,cpuid,hypercall"]));
-    boot.test(scenario, move |played| {
-        played.succeeded(&["by-filter", "by-view"])?;
-        let counts = |name: &str| -> Result<Vec<Counter>> {
-            let counts: Counts = serde_json::from_str(&played.read(&format!("{name}.json"))?)?;
-            Ok(counts.counters)
-        };
-        let [filters, views] = &guests;
-        let check = |counter: &Counter, guest: &Guest, view: &str, level: Level| {
-            let (least, most) = bounds(&guest.truth(played)?, view, isa, level);
-            ensure!((least..=most).contains(&counter.count), "{counter:?}: not {least} to {most}");
-            Ok(least)
-        };
-        let by_filter = counts("by-filter")?;
-        ensure!(by_filter.len() == 2, "{by_filter:?}");
-        for ((counter, text), (view, level)) in by_filter.iter().zip(&texts).zip(wanted) {
-            ensure!(counter.filter.as_ref() == Some(text), "{counter:?}: not {text}");
-            let least = check(counter, filters, view, level)?;
-            ensure!(least > 0 || view != "msr", "the script has no MSR accesses of L2");
-        }
-        let by_view = counts("by-view")?;
-        ensure!(by_view.len() == 6, "{by_view:?}");
-        for counter in &by_view {
-            let (view, level) = (counter.view.as_deref(), counter.level);
-            let (view, level) = view.zip(level).context("a counter of no view or level")?;
-            let level = if level == 2 { Level::L2 } else { Level::L1 };
-            ensure!(check(counter, views, view, level)? > 0, "the script has none of {counter:?}");
-        }
-        Ok(())
-    });
 }
 
 /// Each page fault that goes to L1 has its line, with L2's registers and what L1 is told; none is invented.

@@ -9,6 +9,7 @@ use exitregs_common::isa::{Isa, Level};
 use exitregs_lab::counts;
 use exitregs_lab::host::{Base, Built, Kernel, Patches, Status};
 use exitregs_lab::script::builtins;
+use exitregs_tests::events::counters;
 use exitregs_tests::exitregs::{exitregs, stat, trace, while_running};
 use exitregs_tests::guest::Guest;
 use exitregs_tests::record::{self, Exit};
@@ -32,6 +33,7 @@ fn describe(suite: &mut Suite) -> Result<()> {
         every_script(amd, Isa::Svm);
         counted(amd);
         what_views_select(amd, Isa::Svm);
+        counters(amd, Isa::Svm, "tprobe");
         installed(amd, Isa::Svm);
         somebody_elses_probe(amd);
         two_runs_at_once(amd);
@@ -46,6 +48,7 @@ fn describe(suite: &mut Suite) -> Result<()> {
         let intel = suite.boot(format!("{kernel} on Intel"), suite::intel(kernel)?.program("perf"));
         every_script(intel, Isa::Vmx);
         what_views_select(intel, Isa::Vmx);
+        counters(intel, Isa::Vmx, "tprobe");
         installed(intel, Isa::Vmx);
     }
     Ok(())

@@ -49,7 +49,7 @@ pub struct Arguments {
     #[arg(long, conflicts_with_all = ["per_vcpu", "sort", "csv", "count_only"])]
     nested: bool,
     /// Only count, without times: by a perf counter for each level and each --view or --where; cheaper if these are few
-    #[arg(long, conflicts_with_all = ["per_vcpu", "sort", "rows", "source", "hypercall_abi"])]
+    #[arg(long, visible_alias = "per-view", conflicts_with_all = ["per_vcpu", "sort", "rows", "hypercall_abi"])]
     count_only: bool,
     /// Print JSON: one object, with --interval one a line
     #[arg(long, conflicts_with = "csv")]

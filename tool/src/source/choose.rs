@@ -159,3 +159,22 @@ pub fn stat(host: &Host, selection: &Selection, per_vcpu: bool, wanted: Source) 
     };
     Ok(Chosen { name, how: live.how(), why, live })
 }
+
+/// Events for perf to count, with registers and levels. `None`: the source has no events; or, if none was asked for, there is none
+/// that has and works here.
+///
+/// # Errors
+/// The source that was asked for does not work here.
+pub fn countable(host: &Host, wanted: Source) -> Result<Option<Tracefs>> {
+    let open = |source| match Taken::open(host, source)? {
+        Taken::Tracefs(tracefs) => Ok(Some(tracefs)),
+        Taken::Bpf => Ok(None),
+    };
+    match wanted {
+        // Whatever keeps them from being used, there are still the kernel's own events.
+        Source::Auto => Ok([Source::Native, Source::Module, Source::Tprobe]
+            .into_iter()
+            .find_map(|source| open(source).ok().flatten())),
+        source => open(source),
+    }
+}

@@ -2,12 +2,14 @@
 //! `exitregs stat --count-only`: perf counters, one for each alternative of the selection.
 
 use super::{Arguments, Tick, every, output};
-use crate::cli::Alternative;
+use crate::cli::{Alternative, misuse};
 use crate::commands::Stop;
 use crate::commands::child::Child;
 use crate::host::Host;
 use crate::output::style::{self, Count, Styled};
+use crate::source::choose::{self, Source};
 use crate::source::perf::Counter;
+use crate::source::tracefs::{self, Tracefs};
 use crate::source::{check_kvm, native};
 use anyhow::{Context, Result};
 use exitregs_common::event::{Event, KvmExit, KvmNestedPageFault};
@@ -19,7 +21,7 @@ use std::time::{Duration, Instant};
 /// A counter with what it counts.
 struct Counted {
     alternative: Alternative,
-    event: &'static str,
+    event: String,
     filter: Option<String>,
     counter: Counter,
     earlier: u64,
@@ -40,12 +42,15 @@ struct Row<'a> {
 /// Runs it; returns the command's exit status, as `stat`.
 pub(super) fn run(arguments: &Arguments, host: &Host) -> Result<u8> {
     let isa = check_kvm(host)?;
-    let tracefs = host.tracefs().context(
-        "tracefs is not mounted, or not for this user: run as root; if it is not mounted: mount -t tracefs nodev \
-         /sys/kernel/tracing",
-    )?;
+    let root = tracefs::root(host)?;
+    let source = arguments.selection.source;
+    let events = choose::countable(host, source)?;
+    if events.is_none() && source != Source::Auto {
+        return Err(misuse("--source", "this one has no events that perf could count"));
+    }
+    let group = events.as_ref().map_or(native::PROVIDER, Tracefs::provider).group;
     let mut counters = Vec::new();
-    for alternative in arguments.selection.alternatives(isa, native::check(host).is_ok())? {
+    for alternative in arguments.selection.alternatives(isa, events.is_some())? {
         let selection = &alternative.selection;
         let (event, filter) = if selection.exits {
             (KvmExit::NAME, selection.filter.as_ref().map(ToString::to_string))
@@ -53,14 +58,20 @@ pub(super) fn run(arguments: &Arguments, host: &Host) -> Result<u8> {
             let filter = selection.nested_page_fault_filter.as_ref();
             (KvmNestedPageFault::NAME, filter.map(ToString::to_string))
         };
-        let counter =
-            Counter::open(&tracefs, native::PROVIDER.group, event, filter.as_deref(), &selection.vms)?;
-        counters.push(Counted { alternative, event, filter, counter, earlier: 0 });
+        let counter = Counter::open(&root, group, event, filter.as_deref(), &selection.vms)?;
+        counters.push(Counted {
+            alternative,
+            event: format!("{group}:{event}"),
+            filter,
+            counter,
+            earlier: 0,
+        });
     }
     let mut report = Report {
         out: output(arguments)?,
         arguments,
         counters,
+        events,
         started: Instant::now(),
         heading_printed: false,
     };
@@ -72,7 +83,17 @@ pub(super) fn run(arguments: &Arguments, host: &Host) -> Result<u8> {
     report.started = Instant::now();
     let mut command = Child::start(&arguments.command)?;
     if !command.exists() && arguments.duration.is_none() {
-        eprintln!("exitregs: counting by {} perf counters; Ctrl-C stops and prints", report.counters.len());
+        let count = report.counters.len();
+        match &report.events {
+            Some(events) => eprintln!(
+                "exitregs: counting by the {} source with {count} perf counters; Ctrl-C stops and prints",
+                events.provider().source
+            ),
+            None => eprintln!(
+                "exitregs: counting with {count} perf counters of this kernel's own events, which tell no levels; Ctrl-C \
+                 stops and prints"
+            ),
+        }
     }
     stop.after(arguments.duration);
     let mut earlier = report.started;
@@ -93,7 +114,10 @@ pub(super) fn run(arguments: &Arguments, host: &Host) -> Result<u8> {
 struct Report<'a> {
     out: Box<dyn Write>,
     arguments: &'a Arguments,
+    /// Before the events: what is counted cannot be removed.
     counters: Vec<Counted>,
+    /// Whose events they count, if they have registers and levels.
+    events: Option<Tracefs>,
     started: Instant,
     heading_printed: bool,
 }
@@ -133,7 +157,7 @@ impl Counted {
             view: self.alternative.view,
             level,
             condition: self.alternative.condition.as_deref(),
-            event: self.event,
+            event: &self.event,
             filter: self.filter.as_deref(),
             count,
         }
