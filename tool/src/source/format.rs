@@ -91,6 +91,15 @@ impl Format {
     pub fn place(&self, field: &str) -> Option<Place> {
         find(&self.fields, field)
     }
+
+    /// As [`place`](Self::place), of a field that the event has to have.
+    ///
+    /// # Errors
+    /// It does not.
+    pub fn expect(&self, field: &'static str) -> Result<Place, FormatError> {
+        let missing = || FormatError::NoField { event: self.name.clone(), fields: vec![field] };
+        self.place(field).ok_or_else(missing)
+    }
 }
 
 /// The fields that a text describes, each in a line such as `field:u64 info1; offset:32; size:8; signed:0;`.

@@ -3,6 +3,7 @@
 
 pub mod bpf;
 pub mod choose;
+mod decode;
 pub mod file;
 pub mod format;
 pub mod module;

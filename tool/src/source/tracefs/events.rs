@@ -2,11 +2,10 @@
 //! The events that are traced, and what their records say.
 
 use super::Provider;
-use crate::analysis::pairing::{Operands, Unknown, What};
+use crate::analysis::pairing::{Unknown, What};
+use crate::source::decode::Decoder;
 use crate::source::format::{Format, FormatError, Layout, Place};
 use exitregs_common::event::{Event, KvmEntry, KvmExit, KvmNestedPageFault};
-use exitregs_common::flags::EventInfo;
-use exitregs_common::hypercall::Abi;
 
 /// The event of a nested entry, which tells the L2.
 pub const NESTED_ENTRY: &str = "kvm_nested_vmenter";
@@ -15,8 +14,7 @@ pub const EXCEPTION: &str = "kvm_inj_exception";
 /// The event of L0's giving L1 an exit of L2's. The patch series, which drops the other event of that name, renames it.
 pub const NESTED_EXITS: [&str; 2] = ["kvm_nested_vmexit_inject", "kvm_nested_vmexit"];
 /// The events that tell whose a hypercall is. A kernel without the emulation of a hypervisor may lack its event.
-pub const HYPERCALLS: [(&str, Abi); 3] =
-    [("kvm_hypercall", Abi::Kvm), ("kvm_hv_hypercall", Abi::HyperV), ("kvm_xen_hypercall", Abi::Xen)];
+pub const HYPERCALLS: [&str; 3] = ["kvm_hypercall", "kvm_hv_hypercall", "kvm_xen_hypercall"];
 
 /// The event of a new thread or process, of the system `task`: it tells whose thread a vCPU's is.
 pub const NEW_TASK: &str = "task_newtask";
@@ -39,14 +37,8 @@ pub enum Said {
 
 /// How the records of one event are read.
 #[derive(Debug, Clone)]
-enum Decoder {
-    Exit(Layout<KvmExit>),
-    Entry(Layout<KvmEntry>),
-    NestedPageFault(Layout<KvmNestedPageFault>),
-    NestedEntry { l2: Place, event: Place },
-    Exception { vector: Place, has_error: Place, error_code: Place },
-    Hypercall(Abi),
-    NestedExit { exit_reason: Place },
+enum Reads {
+    Vcpu(Box<Decoder>),
     NewTask { pid: Place, flags: Place },
 }
 
@@ -55,7 +47,7 @@ enum Decoder {
 pub struct Events {
     /// Who made those that have COMMON.
     pub provider: Provider,
-    decoders: Vec<(u64, &'static str, Decoder)>,
+    decoders: Vec<(u64, &'static str, Reads)>,
     kind: Place,
     thread: Place,
     /// What this kernel's events do not tell.
@@ -71,59 +63,55 @@ impl Events {
         provider: Provider,
         format: impl Fn(&str, &str) -> Option<String>,
     ) -> Result<Self, FormatError> {
-        let format = |name| format(system(provider, name), name);
-        let parse = |name: &'static str| {
-            let text = format(name).ok_or(FormatError::Missing(name))?;
-            Format::parse(&text)
-        };
-        let exit = parse(KvmExit::NAME)?;
+        let format = |name| format(system(provider, name), name).map(|text| Format::parse(&text)).transpose();
+        let wanted = |name| format(name)?.ok_or(FormatError::Missing(name));
+        let exit = wanted(KvmExit::NAME)?;
         let common = |field: &'static str| exit.place(field).ok_or(FormatError::Missing(field));
         let (kind, thread) = (common("common_type")?, common("common_pid")?);
-        let exit_layout = layout::<KvmExit>(provider, &exit)?;
-        let entry = parse(KvmEntry::NAME)?;
-        let entry_layout = layout::<KvmEntry>(provider, &entry)?;
-        let unknown = Unknown { exit: exit_layout.absent(), entry: entry_layout.absent() };
-
-        let place = |format: &Format, field: &'static str| {
-            let missing = || FormatError::NoField { event: format.name.clone(), fields: vec![field] };
-            format.place(field).ok_or_else(missing)
+        let mut events = Self { provider, decoders: Vec::new(), kind, thread, unknown: Unknown::default() };
+        let entry = wanted(KvmEntry::NAME)?;
+        events.unknown = Unknown {
+            exit: events.add_whole::<KvmExit>(&exit)?,
+            entry: events.add_whole::<KvmEntry>(&entry)?,
         };
-        let nested = parse(NESTED_ENTRY)?;
-        let nested_entry =
-            Decoder::NestedEntry { l2: place(&nested, "vmcb")?, event: place(&nested, "event_inj")? };
-        let injected = parse(EXCEPTION)?;
-        let exception = Decoder::Exception {
-            vector: place(&injected, "exception")?,
-            has_error: place(&injected, "has_error")?,
-            error_code: place(&injected, "error_code")?,
-        };
-        let mut decoders = vec![
-            (exit.id.into(), KvmExit::NAME, Decoder::Exit(exit_layout)),
-            (entry.id.into(), KvmEntry::NAME, Decoder::Entry(entry_layout)),
-            (nested.id.into(), NESTED_ENTRY, nested_entry),
-            (injected.id.into(), EXCEPTION, exception),
-        ];
+        for name in [NESTED_ENTRY, EXCEPTION] {
+            events.add(name, &wanted(name)?)?;
+        }
         if !provider.partial {
-            let fault = parse(KvmNestedPageFault::NAME)?;
-            let layout = Decoder::NestedPageFault(Layout::of(&fault)?);
-            decoders.push((fault.id.into(), KvmNestedPageFault::NAME, layout));
+            events.add_whole::<KvmNestedPageFault>(&wanted(KvmNestedPageFault::NAME)?)?;
         }
-        if let Some((name, text)) = NESTED_EXITS.into_iter().find_map(|name| Some((name, format(name)?))) {
-            let told = Format::parse(&text)?;
-            let decoder = Decoder::NestedExit { exit_reason: place(&told, "exit_code")? };
-            decoders.push((told.id.into(), name, decoder));
-        }
-        for (name, abi) in HYPERCALLS {
-            if let Some(text) = format(name) {
-                decoders.push((Format::parse(&text)?.id.into(), name, Decoder::Hypercall(abi)));
+        for name in NESTED_EXITS {
+            if let Some(told) = format(name)? {
+                events.add(name, &told)?;
+                break;
             }
         }
-        if let Some(text) = format(NEW_TASK) {
-            let task = Format::parse(&text)?;
-            let new = Decoder::NewTask { pid: place(&task, "pid")?, flags: place(&task, "clone_flags")? };
-            decoders.push((task.id.into(), NEW_TASK, new));
+        for name in HYPERCALLS {
+            if let Some(hypercall) = format(name)? {
+                events.add(name, &hypercall)?;
+            }
         }
-        Ok(Self { provider, decoders, kind, thread, unknown })
+        if let Some(task) = format(NEW_TASK)? {
+            let reads = Reads::NewTask { pid: task.expect("pid")?, flags: task.expect("clone_flags")? };
+            events.decoders.push((task.id.into(), NEW_TASK, reads));
+        }
+        Ok(events)
+    }
+
+    /// Adds the event of that name; which of its fields it lacks.
+    fn add(&mut self, name: &'static str, format: &Format) -> Result<u32, FormatError> {
+        let decoder = Decoder::of(format)?.ok_or(FormatError::Missing(name))?;
+        let absent = decoder.absent();
+        self.decoders.push((format.id.into(), name, Reads::Vcpu(Box::new(decoder))));
+        Ok(absent)
+    }
+
+    /// As [`add`](Self::add); the event has to have every field, unless the provider's have not.
+    fn add_whole<E: Event>(&mut self, format: &Format) -> Result<u32, FormatError> {
+        if !self.provider.partial {
+            Layout::<E>::of(format)?;
+        }
+        self.add(E::NAME, format)
     }
 
     /// The system of an event.
@@ -149,35 +137,17 @@ impl Events {
     /// short for what it is.
     pub fn decode(&self, record: &[u8]) -> Option<Option<(u32, Said)>> {
         let kind = self.kind.read(record)?;
-        let Some((.., decoder)) = self.decoders.iter().find(|(id, ..)| *id == kind) else {
+        let Some((.., reads)) = self.decoders.iter().find(|(id, ..)| *id == kind) else {
             return Some(None);
         };
-        let what = match decoder {
-            Decoder::Exit(layout) => What::Exit(layout.decode(record)?),
-            Decoder::Entry(layout) => What::Entry(layout.decode(record)?),
-            Decoder::NestedPageFault(layout) => What::NestedPageFault(layout.decode(record)?),
-            Decoder::NestedEntry { l2, event } => {
-                What::NestedEntry { l2: l2.read(record)?, event: EventInfo(event.read(record)? as u32) }
-            }
-            Decoder::Exception { vector, has_error, error_code } => What::Exception {
-                vector: vector.read(record)? as u8,
-                error_code: (has_error.read(record)? != 0)
-                    .then(|| error_code.read(record))
-                    .flatten()
-                    .map(|code| code as u32),
+        let said = match reads {
+            Reads::Vcpu(decoder) => Said::Vcpu(decoder.decode(record)?),
+            Reads::NewTask { pid, flags } => Said::NewTask {
+                pid: pid.read(record)? as u32,
+                is_thread: flags.read(record)? & CLONE_THREAD != 0,
             },
-            // The registers are in kvm_exit.
-            Decoder::Hypercall(abi) => What::Hypercall(*abi, Operands::default()),
-            Decoder::NestedExit { exit_reason } => {
-                What::NestedExitInject { exit_reason: exit_reason.read(record)? as u32 }
-            }
-            Decoder::NewTask { pid, flags } => {
-                let is_thread = flags.read(record)? & CLONE_THREAD != 0;
-                let said = Said::NewTask { pid: pid.read(record)? as u32, is_thread };
-                return Some(Some((self.thread.read(record)? as u32, said)));
-            }
         };
-        Some(Some((self.thread.read(record)? as u32, Said::Vcpu(what))))
+        Some(Some((self.thread.read(record)? as u32, said)))
     }
 }
 
@@ -187,8 +157,4 @@ fn system(provider: Provider, event: &str) -> &'static str {
         NEW_TASK => "task",
         _ => "kvm",
     }
-}
-
-fn layout<E: Event>(provider: Provider, format: &Format) -> Result<Layout<E>, FormatError> {
-    if provider.partial { Layout::of_any(format) } else { Layout::of(format) }
 }

@@ -58,7 +58,7 @@ impl Session {
         if selection.exits {
             wanted.push(EXCEPTION);
             wanted.extend(NESTED_EXITS);
-            wanted.extend(HYPERCALLS.map(|(name, _)| name));
+            wanted.extend(HYPERCALLS);
             // The exit last: it must not find its entry disabled.
             wanted.extend([KvmEntry::NAME, KvmExit::NAME]);
         }
