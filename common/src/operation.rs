@@ -2,7 +2,7 @@
 //! What the guest did when it exited, in the words of an assembler listing.
 
 use super::detail::Detail;
-use super::event::{Exit, KvmNestedPageFault};
+use super::event::{Event, Exit, KvmNestedPageFault, field_bit};
 use super::flags::{EventInfo, PageFaultError, exception_name};
 use super::gpr::Gpr;
 use super::hypercall::{Abi, HyperVInput};
@@ -58,17 +58,21 @@ impl Display for Operation<'_> {
 }
 
 /// Displays a page fault of L2's that L0 gives to L1: `nested page fault gpa=0x4000000 host=WRITE|USER guest=WRITE|USER`.
-/// `host` is what the hardware said of the access, `none` if L0 found the fault by itself; `guest` is what L1 is told.
+/// `host` is what the hardware said of the access, `none` if L0 found the fault by itself; `guest` is what L1 is told; `?` is
+/// what the source does not know: bit n of the last member is set if that is so of `KvmNestedPageFault::FIELDS[n]`.
 #[derive(Debug, Clone, Copy)]
-pub struct NestedPageFault<'a>(pub &'a KvmNestedPageFault, pub Isa);
+pub struct NestedPageFault<'a>(pub &'a KvmNestedPageFault, pub Isa, pub u32);
 
 impl Display for NestedPageFault<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self(KvmNestedPageFault { gpa, host_error_code, guest_error_code, .. }, isa) = *self;
+        const HOST: u32 = field_bit(KvmNestedPageFault::FIELDS, "host_error_code");
+        const GUEST: u32 = field_bit(KvmNestedPageFault::FIELDS, "guest_error_code");
+        let Self(KvmNestedPageFault { gpa, host_error_code, guest_error_code, .. }, isa, unknown) = *self;
         write!(f, "nested page fault gpa={gpa:#x}")?;
-        for (who, code) in [("host", *host_error_code), ("guest", *guest_error_code)] {
+        for (who, code, bit) in [("host", *host_error_code, HOST), ("guest", *guest_error_code, GUEST)] {
             write!(f, " {who}=")?;
             match isa {
+                _ if unknown & bit != 0 => f.write_str("?")?,
                 _ if code == 0 && who == "host" => f.write_str("none")?,
                 Isa::Svm => PageFaultError::from_bits_retain(code).fmt(f)?,
                 Isa::Vmx => vmx::EptViolation::from_bits_retain(code).fmt(f)?,

@@ -2,18 +2,21 @@
 //! Tests of every source whose events have the registers and the level, whoever made them.
 
 use anyhow::{Context, Result, ensure};
+use exitregs_common::flags::PageFaultError;
 use exitregs_common::isa::{Isa, Level};
+use exitregs_common::vmx::EptViolation;
 use exitregs_lab::counts;
 use exitregs_lab::script::builtins;
+use exitregs_lab::truth::{Handled, Line};
 use serde::Deserialize;
 
-use crate::exitregs::{stat, trace, while_running};
+use crate::exitregs::{exitregs, stat, trace, while_running};
 use crate::guest::Guest;
-use crate::record::{self, Exit};
+use crate::record::{self, Exit, NestedPageFault, NestedPageFaultFields};
 use crate::scenario::{Process, Scenario};
 use crate::suite::{Boot, Played};
 use crate::truth::{Extent, compare};
-use crate::view::{bounds, filter};
+use crate::view::{bounds, filter, selects};
 
 /// How many of a guest's exits were compared with its truth.
 ///
@@ -146,4 +149,104 @@ pub fn counters(boot: &mut Boot, isa: Isa, source: &str) {
         }
         Ok(())
     });
+}
+
+/// Each page fault that goes to L1 has its line, with L2's registers and what L1 is told; none is invented.
+pub fn nested_page_faults(boot: &mut Boot, isa: Isa, source: &'static str) {
+    let fetch = match isa {
+        Isa::Svm => PageFaultError::FETCH.bits(),
+        Isa::Vmx => EptViolation::ACC_INSTR.bits(),
+    };
+    // Dynamic events lack what KVM computes after the probe: the tool joins that, the kernel cannot filter it.
+    let (condition, selects): (_, Box<dyn Fn(&NestedPageFaultFields) -> bool + Send + Sync>) = match source {
+        "tprobe" => ("gpa & 0x1000".to_owned(), Box::new(|fault| fault.gpa & 0x1000 != 0)),
+        _ => (
+            format!("guest_error_code & {fetch:#x}"),
+            Box::new(move |fault| fault.guest_error_code & fetch != 0),
+        ),
+    };
+    let faults_of = |name: &str, arguments: &[&str]| {
+        trace(name, &[&["--source", source, "--view", "nested-page-fault"], arguments].concat())
+    };
+    let guest = Guest::new("guest", "page-fault").repeat(2);
+    let run = guest.process();
+    let traces = vec![
+        trace("all", &["--source", source]),
+        faults_of("faults", &[]),
+        faults_of("some", &["--where", &condition]),
+        trace("l1", &["--source", source, "--level", "l1"]),
+    ];
+    // No other source of a host has them.
+    let text = exitregs("text", ["trace", "--view", "nested-page-fault", "-o", "text.txt"]);
+    let traces = traces.into_iter().chain([text]).collect();
+    let scenario =
+        Scenario::new("nested page faults").then(while_running(traces, |scenario| scenario.run(run)));
+    boot.test(scenario, move |played| {
+        played.succeeded(&["guest", "all", "faults", "some", "l1", "text"])?;
+        let faults = record::nested_page_faults(played, "all")?;
+        same_faults(&faults, &record::nested_page_faults(played, "faults")?)?;
+        ensure!(record::exits(played, "faults")?.is_empty(), "exits that nobody asked for");
+        let some = faults.iter().filter(|fault| selects(&fault.nested_page_fault));
+        same_faults(&some.cloned().collect::<Vec<_>>(), &record::nested_page_faults(played, "some")?)?;
+        ensure!(record::nested_page_faults(played, "l1")?.is_empty(), "a nested page fault of L1's");
+        let lines = played.read("text.txt")?;
+        ensure!(lines.lines().count() == faults.len() + 1, "{} faults, but\n{lines}", faults.len());
+        ensure!(faults.iter().all(|fault| lines.contains(&fault.operation)), "{faults:?}, but\n{lines}");
+        let has_rip = source != "tprobe" || isa == Isa::Svm;
+        ensure!(
+            faults.iter().all(|fault| fault.nested_page_fault.guest_rip.is_some() == has_rip),
+            "{faults:?}"
+        );
+        expected_faults(isa, &guest.truth(played)?, &faults)
+    });
+}
+
+fn same_faults(expected: &[NestedPageFault], found: &[NestedPageFault]) -> Result<()> {
+    let without_time = |faults: &[NestedPageFault]| -> Vec<_> {
+        faults.iter().map(|fault| NestedPageFault { time_ns: 0, ..fault.clone() }).collect()
+    };
+    ensure!(without_time(expected) == without_time(found), "found {found:x?}\nexpected {expected:x?}");
+    Ok(())
+}
+
+/// Checks nested page faults against the truth.
+///
+/// # Errors
+/// If one is missing, invented or not as the truth has it.
+pub fn expected_faults(isa: Isa, lines: &[Line], faults: &[NestedPageFault]) -> Result<()> {
+    let mut left = faults.iter().peekable();
+    let reflected = |line: &&Line| {
+        line.level == 2 && selects("page-fault", isa, line) && line.handled == Some(Handled::Reflected)
+    };
+    let mut found = 0;
+    for line in lines.iter().filter(reflected) {
+        let is_lines = |fault: &NestedPageFault| {
+            let event = fault.nested_page_fault;
+            let registers = [event.rax, event.rbx, event.rcx, event.rdx];
+            event.guest_rip.is_none_or(|rip| rip == line.rip) && line.before == registers.into()
+        };
+        let first = left.peek().with_context(|| format!("no fault for {line:?}"))?;
+        ensure!(is_lines(first), "{first:x?}, should be of {line:x?}");
+        while let Some(fault) = left.next_if(|fault| is_lines(fault)) {
+            let event = fault.nested_page_fault;
+            ensure!(Some(event.gpa) == line.operands.gpa, "{fault:x?}: the address is not {line:x?}'s");
+            ensure!((fault.level, fault.l2) == (2, line.vmcb12), "{fault:x?}, should be of {line:x?}");
+            // What L1 is told is of the same access; whether the page was there L1's tables say, not L0's.
+            let (access, of_address) = match isa {
+                Isa::Svm => {
+                    let access = PageFaultError::WRITE | PageFaultError::FETCH | PageFaultError::USER;
+                    (access.bits(), PageFaultError::GUEST_FINAL.bits())
+                }
+                Isa::Vmx => {
+                    let access = EptViolation::ACC_READ | EptViolation::ACC_WRITE | EptViolation::ACC_INSTR;
+                    (access.bits(), EptViolation::GVA_TRANSLATED.bits())
+                }
+            };
+            let same = event.host_error_code & access == event.guest_error_code & access;
+            ensure!(same && event.guest_error_code & of_address != 0, "{fault:x?}");
+            found += 1;
+        }
+    }
+    ensure!(left.next().is_none() && found > 0, "{found} of {} faults are the script's", faults.len());
+    Ok(())
 }

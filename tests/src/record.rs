@@ -58,8 +58,8 @@ pub struct NestedPageFault {
 #[expect(missing_docs, reason = "documented in exitregs_common::event")]
 pub struct NestedPageFaultFields {
     pub vcpu_id: u32,
-    #[serde(deserialize_with = "hex")]
-    pub guest_rip: u64,
+    #[serde(deserialize_with = "hex_or_null")]
+    pub guest_rip: Option<u64>,
     #[serde(deserialize_with = "hex")]
     pub gpa: u64,
     #[serde(deserialize_with = "hex")]

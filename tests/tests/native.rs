@@ -6,20 +6,17 @@ use std::collections::BTreeSet;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, ensure};
-use exitregs_common::flags::PageFaultError;
 use exitregs_common::isa::{Isa, Level};
-use exitregs_common::vmx::EptViolation;
 use exitregs_lab::counts;
 use exitregs_lab::host::{Base, Built, Kernel, Patches, Status};
-use exitregs_lab::truth::{Handled, Line};
-use exitregs_tests::events::{counters, every_script, found_in, perf_counters};
+use exitregs_tests::events::{counters, every_script, found_in, nested_page_faults, perf_counters};
 use exitregs_tests::exitregs::{exitregs, stat, trace, while_running};
 use exitregs_tests::guest::Guest;
-use exitregs_tests::record::{self, NestedPageFault};
+use exitregs_tests::record;
 use exitregs_tests::scenario::{Process, Scenario};
 use exitregs_tests::suite::{self, Boot, Suite};
 use exitregs_tests::truth::compare_counts;
-use exitregs_tests::view::{filter, scripted, selects};
+use exitregs_tests::view::{filter, scripted};
 use nix::sys::signal::Signal;
 
 fn main() -> ExitCode {
@@ -34,7 +31,7 @@ fn describe(suite: &mut Suite) -> Result<()> {
         let seeds = if base == Base::Mainline { 0 } else { counts().pick(3, 100) };
         every_script(amd, Isa::Svm, seeds, "native");
         what_views_select(amd, Isa::Svm);
-        nested_page_faults(amd, Isa::Svm);
+        nested_page_faults(amd, Isa::Svm, "native");
         if base == Base::V6_12 {
             best_source(amd);
             counted(amd);
@@ -46,7 +43,7 @@ fn describe(suite: &mut Suite) -> Result<()> {
         let intel = suite.boot(format!("{kernel} on Intel"), suite::intel(kernel)?.program("perf"));
         every_script(intel, Isa::Vmx, counts().pick(2, 50), "native");
         what_views_select(intel, Isa::Vmx);
-        nested_page_faults(intel, Isa::Vmx);
+        nested_page_faults(intel, Isa::Vmx, "native");
     }
     Ok(())
 }
@@ -159,88 +156,6 @@ fn what_views_select(boot: &mut Boot, isa: Isa) {
     }
     counters(boot, isa, "native");
     perf_counters(boot, isa, "kvm:kvm_exit");
-}
-
-/// Each page fault that goes to L1 has its line, with L2's registers and what L1 is told; none is invented.
-fn nested_page_faults(boot: &mut Boot, isa: Isa) {
-    let fetch = match isa {
-        Isa::Svm => PageFaultError::FETCH.bits(),
-        Isa::Vmx => EptViolation::ACC_INSTR.bits(),
-    };
-    let guest = Guest::new("guest", "page-fault").repeat(2);
-    let run = guest.process();
-    let traces = vec![
-        native("all", &[]),
-        native("faults", &["--view", "nested-page-fault"]),
-        native(
-            "some",
-            &["--view", "nested-page-fault", "--where", &format!("guest_error_code & {fetch:#x}")],
-        ),
-        native("l1", &["--level", "l1"]),
-    ];
-    let text = exitregs("text", ["trace", "--view", "nested-page-fault", "-o", "text.txt"]);
-    let traces = traces.into_iter().chain([text]).collect();
-    let scenario =
-        Scenario::new("nested page faults").then(while_running(traces, |scenario| scenario.run(run)));
-    boot.test(scenario, move |played| {
-        played.succeeded(&["guest", "all", "faults", "some", "l1", "text"])?;
-        let faults = record::nested_page_faults(played, "all")?;
-        same_faults(&faults, &record::nested_page_faults(played, "faults")?)?;
-        ensure!(record::exits(played, "faults")?.is_empty(), "exits that nobody asked for");
-        let fetches = faults.iter().filter(|fault| fault.nested_page_fault.guest_error_code & fetch != 0);
-        same_faults(&fetches.cloned().collect::<Vec<_>>(), &record::nested_page_faults(played, "some")?)?;
-        ensure!(record::nested_page_faults(played, "l1")?.is_empty(), "a nested page fault of L1's");
-        let lines = played.read("text.txt")?;
-        ensure!(lines.lines().count() == faults.len() + 1, "{} faults, but\n{lines}", faults.len());
-        ensure!(faults.iter().all(|fault| lines.contains(&fault.operation)), "{faults:?}, but\n{lines}");
-        expected_faults(isa, &guest.truth(played)?, &faults)
-    });
-}
-
-fn same_faults(expected: &[NestedPageFault], found: &[NestedPageFault]) -> Result<()> {
-    let without_time = |faults: &[NestedPageFault]| -> Vec<_> {
-        faults.iter().map(|fault| NestedPageFault { time_ns: 0, ..fault.clone() }).collect()
-    };
-    ensure!(without_time(expected) == without_time(found), "found {found:x?}\nexpected {expected:x?}");
-    Ok(())
-}
-
-fn expected_faults(isa: Isa, lines: &[Line], faults: &[NestedPageFault]) -> Result<()> {
-    let mut left = faults.iter().peekable();
-    let reflected = |line: &&Line| {
-        line.level == 2 && selects("page-fault", isa, line) && line.handled == Some(Handled::Reflected)
-    };
-    let mut found = 0;
-    for line in lines.iter().filter(reflected) {
-        let is_lines = |fault: &NestedPageFault| {
-            let event = fault.nested_page_fault;
-            let registers = [event.rax, event.rbx, event.rcx, event.rdx];
-            event.guest_rip == line.rip && line.before == registers.into()
-        };
-        let first = left.peek().with_context(|| format!("no fault for {line:?}"))?;
-        ensure!(is_lines(first), "{first:x?}, should be of {line:x?}");
-        while let Some(fault) = left.next_if(|fault| is_lines(fault)) {
-            let event = fault.nested_page_fault;
-            ensure!(Some(event.gpa) == line.operands.gpa, "{fault:x?}: the address is not {line:x?}'s");
-            ensure!((fault.level, fault.l2) == (2, line.vmcb12), "{fault:x?}, should be of {line:x?}");
-            // What L1 is told is of the same access; whether the page was there L1's tables say, not L0's.
-            let (access, of_address) = match isa {
-                Isa::Svm => {
-                    let access = PageFaultError::WRITE | PageFaultError::FETCH | PageFaultError::USER;
-                    (access.bits(), PageFaultError::GUEST_FINAL.bits())
-                }
-                Isa::Vmx => {
-                    let access = EptViolation::ACC_READ | EptViolation::ACC_WRITE | EptViolation::ACC_INSTR;
-                    (access.bits(), EptViolation::GVA_TRANSLATED.bits())
-                }
-            };
-            let same = event.host_error_code & access == event.guest_error_code & access;
-            ensure!(same && event.guest_error_code & of_address != 0, "{fault:x?}");
-            found += 1;
-        }
-    }
-    ensure!(left.next().is_none() && found > 0, "{found} of {} faults are the script's", faults.len());
-    Ok(())
 }
 
 /// A filter that the kernel refuses does not run unfiltered, and is refused in the kernel's words.

@@ -10,6 +10,7 @@ use exitregs_common::event::{
 use exitregs_common::flags::EventInfo;
 use exitregs_common::hypercall::Abi;
 use exitregs_common::isa::Isa;
+use exitregs_common::vmx::ExitReason;
 use std::collections::{HashMap, VecDeque};
 
 /// L2s that can be away from one vCPU at once; `TRACE_OPEN - 1` of tool/bpf/trace.h.
@@ -26,7 +27,7 @@ pub struct Occurrence {
     pub thread: u32,
     /// The thread's process, 0 if unknown.
     pub tgid: u32,
-    /// Bit n set: the event, a [`KvmExit`] or [`KvmEntry`], does not tell the field n of its table.
+    /// Bit n set: the event, a [`KvmExit`], [`KvmEntry`] or [`KvmNestedPageFault`], does not tell the field n of its table.
     pub unknown: u32,
     /// What happened.
     pub what: What,
@@ -98,6 +99,8 @@ pub enum What {
     NestedExitInject {
         /// What L1 is told.
         exit_reason: u32,
+        /// EXITINFO1 or exit qualification that L1 is told.
+        info1: Option<u64>,
     },
     /// `kvm_nested_intr_vmexit`: L0 forces L2 to be left for an interrupt of L1's.
     NestedInterruptExit,
@@ -160,6 +163,26 @@ pub struct NestedPageFault {
     pub nested_state: u64,
     /// The event.
     pub event: KvmNestedPageFault,
+    /// Bit n set: `KvmNestedPageFault::FIELDS[n]` is unknown to the source.
+    pub unknown: u32,
+}
+
+impl NestedPageFault {
+    /// The fault, with what L1 is told if that is what happened next on the vCPU. `None`: L1 is told of its full
+    /// page-modification log instead.
+    fn told(mut self, next: Option<&What>) -> Option<Self> {
+        match next {
+            Some(What::NestedExitInject { exit_reason, .. }) if *exit_reason == ExitReason::PML_FULL.0 => {
+                None
+            }
+            Some(What::NestedExitInject { info1: Some(info1), .. }) => {
+                self.event.guest_error_code = *info1;
+                self.unknown &= !GUEST_ERROR_CODE;
+                Some(self)
+            }
+            _ => Some(self),
+        }
+    }
 }
 
 /// What the events of a source do not tell.
@@ -169,6 +192,8 @@ pub struct Unknown {
     pub exit: u32,
     /// Bit n set: `KvmEntry::FIELDS[n]`.
     pub entry: u32,
+    /// Bit n set: `KvmNestedPageFault::FIELDS[n]`.
+    pub nested_page_fault: u32,
 }
 
 impl Unknown {
@@ -177,6 +202,7 @@ impl Unknown {
         match what {
             What::Exit(_) => self.exit,
             What::Entry(_) => self.entry,
+            What::NestedPageFault(_) => self.nested_page_fault,
             _ => 0,
         }
     }
@@ -251,6 +277,8 @@ struct Vcpu {
     results: Operands,
     /// The events since the last exit say that L2 is to be entered.
     enters_l2: bool,
+    /// A nested page fault of which it is not known yet what L1 is told.
+    fault: Option<NestedPageFault>,
 }
 
 /// What is injected at the next entry, with the error code if that is known.
@@ -311,6 +339,10 @@ impl Pairing {
         };
         let vcpu = self.threads.get(thread).vcpu(id);
         let records = &mut self.records;
+        if let Some(fault) = vcpu.fault.take() {
+            let is_same = self.gaps.none_in(fault.time, time);
+            records.extend(fault.told(is_same.then_some(what)).map(Record::NestedPageFault));
+        }
         match what {
             What::Exit(exit) => {
                 let mut exit =
@@ -342,7 +374,11 @@ impl Pairing {
             What::NestedPageFault(event) => {
                 let nested_state = vcpu.l2(time, &self.gaps).unwrap_or(0);
                 let event = *event;
-                records.push(Record::NestedPageFault(NestedPageFault { time, tgid, nested_state, event }));
+                let fault = NestedPageFault { time, tgid, nested_state, event, unknown };
+                match unknown & GUEST_ERROR_CODE {
+                    0 => records.push(Record::NestedPageFault(fault)),
+                    _ => vcpu.fault = Some(fault),
+                }
             }
             What::NestedEntry { l2, event } => {
                 self.nested_exits = true;
@@ -353,7 +389,7 @@ impl Pairing {
                 vcpu.last = vcpu.last.filter(|last| *last == L1);
             }
             What::NestedEntryFailed => vcpu.enters_l2 = false,
-            What::NestedExitInject { exit_reason } => {
+            What::NestedExitInject { exit_reason, .. } => {
                 vcpu.enters_l2 = false;
                 if let Some(place) = vcpu.last.filter(|place| *place != L1)
                     && let Some(exit) = &mut vcpu.open[place]
@@ -430,8 +466,9 @@ impl Pairing {
     /// No events will come any more: the exits that no entry has ended come out as well.
     pub fn finish(&mut self) -> Vec<Record> {
         let vcpus = self.threads.threads.iter_mut().flat_map(|thread| &mut thread.vcpus);
-        for exit in vcpus.flat_map(|vcpu| &mut vcpu.open).filter_map(Option::take) {
-            self.records.push(Record::Exit(exit));
+        for vcpu in vcpus {
+            self.records.extend(vcpu.fault.take().map(Record::NestedPageFault));
+            self.records.extend(vcpu.open.iter_mut().filter_map(Option::take).map(Record::Exit));
         }
         self.records()
     }
@@ -601,6 +638,7 @@ const ENTRY_REGISTERS: u32 = field_bit(KvmEntry::FIELDS, "rax");
 const ENTRY_RIP: u32 = field_bit(KvmEntry::FIELDS, "rip");
 const INTR_INFO: u32 = field_bit(KvmEntry::FIELDS, "intr_info");
 const ERROR_CODE: u32 = field_bit(KvmEntry::FIELDS, "error_code");
+const GUEST_ERROR_CODE: u32 = field_bit(KvmNestedPageFault::FIELDS, "guest_error_code");
 
 #[cfg(test)]
 mod tests;

@@ -31,8 +31,8 @@ fn nested_page_fault(fault: &NestedPageFault, isa: Isa, vm_name: &str) -> Value 
         "level": level(Level::from_is_nested(fault.event.is_nested)),
         "l2": l2(fault.nested_state),
         "isa": isa.to_string(),
-        "operation": NestedPageFaultText(&fault.event, isa).to_string(),
-        "nested_page_fault": fields(&fault.event, 0),
+        "operation": NestedPageFaultText(&fault.event, isa, fault.unknown).to_string(),
+        "nested_page_fault": fields(&fault.event, fault.unknown),
     })
 }
 

@@ -72,7 +72,7 @@ impl Lines {
             Record::NestedPageFault(fault) => {
                 let level = Level::from_is_nested(fault.event.is_nested);
                 self.place(out, fault.time, Vm { name, pid: fault.tgid, vcpu: fault.event.vcpu_id }, level)?;
-                writeln!(out, "{}", NestedPageFault(&fault.event, isa))
+                writeln!(out, "{}", NestedPageFault(&fault.event, isa, fault.unknown))
             }
         }
     }

@@ -411,9 +411,17 @@ impl Encoded {
             let place = usize::from(all.keys().value(row));
             let class = classes.get(place).ok_or_else(|| self.damage("exits of no class"))?;
             if faults.is_valid(row) {
-                let value = |field: usize| fault_columns[field].values[row];
-                let event = KvmNestedPageFault::from_values(value);
-                let fault = NestedPageFault { time, tgid: class.vm, nested_state: class.l2, event };
+                let mut unknown = 0;
+                let event = KvmNestedPageFault::from_values(|field| {
+                    let value = fault_columns[field].get(row);
+                    unknown |= u32::from(value.is_none()) << field;
+                    value.unwrap_or(0)
+                });
+                if event.is_protected != 0 {
+                    unknown &= !crate::analysis::batch::registers::<KvmNestedPageFault>();
+                }
+                let (tgid, nested_state) = (class.vm, class.l2);
+                let fault = NestedPageFault { time, tgid, nested_state, event, unknown };
                 records.push(Record::NestedPageFault(fault));
                 continue;
             }

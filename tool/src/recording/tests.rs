@@ -3,7 +3,7 @@
 use super::*;
 use crate::analysis::batch::{Columns, registers, told};
 use crate::analysis::pairing::{NestedPageFault, Record};
-use exitregs_common::event::Exit;
+use exitregs_common::event::{Exit, field_bit};
 use proptest::prelude::*;
 
 fn metadata() -> Metadata {
@@ -129,9 +129,18 @@ prop_compose! {
 }
 
 fn record() -> impl Strategy<Value = Record> {
-    let fault = (1u64..1 << 60, 0u32..9, any::<u64>(), event::<KvmNestedPageFault>());
-    let fault = fault.prop_map(|(time, tgid, nested_state, event)| {
-        Record::NestedPageFault(NestedPageFault { time, tgid, nested_state, event })
+    let unknown = prop_oneof![Just(0), any::<u32>()];
+    let fault = (1u64..1 << 60, 0u32..9, any::<u64>(), event::<KvmNestedPageFault>(), unknown);
+    let fault = fault.prop_map(|(time, tgid, nested_state, event, unknown)| {
+        let registers = registers::<KvmNestedPageFault>();
+        let is_protected = field_bit(KvmNestedPageFault::FIELDS, "is_protected");
+        let unknown = unknown & ((1 << KvmNestedPageFault::FIELDS.len()) - 1) & !is_protected;
+        let (unknown, zero) = match event.is_protected {
+            0 => (unknown, unknown),
+            _ => (unknown & !registers, unknown | registers),
+        };
+        let event = masked(event, zero);
+        Record::NestedPageFault(NestedPageFault { time, tgid, nested_state, event, unknown })
     });
     prop_oneof![8 => exit(), 1 => fault]
 }

@@ -128,11 +128,11 @@ impl Writer {
 
     fn batch(&self, name: impl FnMut(u32) -> String) -> Result<RecordBatch, ArrowError> {
         let rows: Vec<Exit> = self.records.iter().map(row).collect();
-        let faults: Vec<Option<&KvmNestedPageFault>> = self
+        let faults: Vec<Option<&NestedPageFault>> = self
             .records
             .iter()
             .map(|record| match record {
-                Record::NestedPageFault(fault) => Some(&fault.event),
+                Record::NestedPageFault(fault) => Some(fault),
                 Record::Exit(_) => None,
             })
             .collect();
@@ -181,11 +181,18 @@ impl Writer {
         RecordBatch::try_new(Arc::clone(&self.schema), columns)
     }
 
-    fn faults(&self, faults: &[Option<&KvmNestedPageFault>]) -> Result<ArrayRef, ArrowError> {
+    fn faults(&self, faults: &[Option<&NestedPageFault>]) -> Result<ArrayRef, ArrowError> {
         let members = KvmNestedPageFault::FIELDS.iter().enumerate().map(|(index, field)| {
-            let value =
-                |fault: &Option<&KvmNestedPageFault>| fault.and_then(|fault| fault.value(index)).unwrap_or(0);
-            column(field, faults, value, |_| true)
+            let value = |fault: &Option<&NestedPageFault>| {
+                fault.and_then(|fault| fault.event.value(index)).unwrap_or(0)
+            };
+            column(field, faults, value, |fault| {
+                fault.is_none_or(|NestedPageFault { event, unknown, .. }| {
+                    let registers =
+                        if event.is_protected != 0 { registers::<KvmNestedPageFault>() } else { 0 };
+                    (unknown | registers) & 1 << index == 0
+                })
+            })
         });
         let valid = NullBuffer::from_iter(faults.iter().map(Option::is_some));
         Ok(Arc::new(StructArray::try_new(fault_type(), members.collect(), Some(valid))?))
@@ -196,7 +203,7 @@ impl Writer {
 fn row(record: &Record) -> Exit {
     match *record {
         Record::Exit(exit) => exit,
-        Record::NestedPageFault(NestedPageFault { time, tgid, nested_state, event }) => {
+        Record::NestedPageFault(NestedPageFault { time, tgid, nested_state, event, .. }) => {
             let KvmNestedPageFault { vcpu_id, is_nested, is_protected, .. } = event;
             Exit {
                 exit_time: time,

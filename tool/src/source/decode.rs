@@ -2,13 +2,46 @@
 //! What the records of KVM's events say, by their `format` descriptions.
 
 use super::format::{Format, FormatError, Layout, Place};
+use super::tprobe::definition::{FROM_HARDWARE, HARDWARE_ERROR_CODE, HARDWARE_EXIT_REASON};
 use crate::analysis::pairing::{Operands, What};
-use exitregs_common::event::{Event, KvmEntry, KvmExit, KvmNestedPageFault};
+use exitregs_common::event::{Event, KvmEntry, KvmExit, KvmNestedPageFault, field_bit};
 use exitregs_common::flags::EventInfo;
 use exitregs_common::hypercall::Abi;
+use exitregs_common::vmx::ExitReason;
 
 /// Fields that are not numbers of an event's own are read as 0 where a kernel's event lacks them.
 type Field = Option<Place>;
+
+/// Where a dynamic `kvm_nested_page_fault` has what its `host_error_code` is made of, which KVM does after the probe.
+#[derive(Debug, Clone)]
+pub struct Hardware {
+    from_hardware: Place,
+    error_code: Place,
+    /// VMX's only.
+    exit_reason: Field,
+}
+
+impl Hardware {
+    fn of(format: &Format) -> Option<Self> {
+        let exit_reason = format.place(HARDWARE_EXIT_REASON);
+        let place = |name| format.place(name);
+        Some(Self {
+            from_hardware: place(FROM_HARDWARE)?,
+            error_code: place(HARDWARE_ERROR_CODE)?,
+            exit_reason,
+        })
+    }
+
+    /// The `host_error_code`: 0 if the hardware did not report this fault, or not as one that has an exit qualification.
+    fn host_error_code(&self, record: &[u8]) -> Option<u64> {
+        let reason = match &self.exit_reason {
+            Some(place) => ExitReason(place.read(record)? as u32).basic(),
+            None => ExitReason::EPT_VIOLATION,
+        };
+        let is_told = self.from_hardware.read(record)? != 0 && reason == ExitReason::EPT_VIOLATION;
+        if is_told { self.error_code.read(record) } else { Some(0) }
+    }
+}
 
 /// How the records of one event are read.
 #[derive(Debug, Clone)]
@@ -18,7 +51,7 @@ pub enum Decoder {
     /// `kvm_entry`.
     Entry(Layout<KvmEntry>),
     /// `kvm_nested_page_fault`.
-    NestedPageFault(Layout<KvmNestedPageFault>),
+    NestedPageFault(Layout<KvmNestedPageFault>, Option<Hardware>),
     /// `kvm_nested_vmenter`.
     NestedEntry { l2: Place, event: Field },
     /// `kvm_nested_vmenter_failed`.
@@ -26,7 +59,7 @@ pub enum Decoder {
     /// `kvm_nested_vmexit`.
     NestedExit { exit_reason: Place },
     /// `kvm_nested_vmexit_inject`.
-    NestedExitInject { exit_reason: Place },
+    NestedExitInject { exit_reason: Place, info1: Field },
     /// `kvm_nested_intr_vmexit`.
     NestedInterruptExit,
     /// `kvm_inj_exception`.
@@ -63,7 +96,7 @@ impl Decoder {
                 Self::Exit(Layout::of_any(format)?)
             }
             KvmEntry::NAME => Self::Entry(Layout::of_any(format)?),
-            KvmNestedPageFault::NAME => Self::NestedPageFault(Layout::of_any(format)?),
+            KvmNestedPageFault::NAME => Self::NestedPageFault(Layout::of_any(format)?, Hardware::of(format)),
             "kvm_nested_vmenter" | "kvm_nested_vmrun" => {
                 Self::NestedEntry { l2: field("vmcb")?, event: optional("event_inj") }
             }
@@ -73,9 +106,13 @@ impl Decoder {
                 // Linux before 5.10 calls it otherwise.
                 (None, Some(_)) => Self::NestedExit { exit_reason: field("exit_code")? },
                 // kvm_nested_vmexit_inject, as the patch series calls it.
-                (None, None) => Self::NestedExitInject { exit_reason: field("exit_code")? },
+                (None, None) => {
+                    Self::NestedExitInject { exit_reason: field("exit_code")?, info1: optional("exit_info1") }
+                }
             },
-            "kvm_nested_vmexit_inject" => Self::NestedExitInject { exit_reason: field("exit_code")? },
+            "kvm_nested_vmexit_inject" => {
+                Self::NestedExitInject { exit_reason: field("exit_code")?, info1: optional("exit_info1") }
+            }
             "kvm_nested_intr_vmexit" => Self::NestedInterruptExit,
             "kvm_inj_exception" => Self::Exception {
                 vector: field("exception")?,
@@ -115,14 +152,24 @@ impl Decoder {
         Some(match self {
             Self::Exit(layout) => What::Exit(layout.decode(record)?),
             Self::Entry(layout) => What::Entry(layout.decode(record)?),
-            Self::NestedPageFault(layout) => What::NestedPageFault(layout.decode(record)?),
+            Self::NestedPageFault(layout, hardware) => {
+                let mut fault = layout.decode(record)?;
+                if let Some(hardware) = hardware {
+                    fault.host_error_code = hardware.host_error_code(record)?;
+                }
+                What::NestedPageFault(fault)
+            }
             Self::NestedEntry { l2, event } => {
                 What::NestedEntry { l2: read(l2)?, event: EventInfo(optional(event)? as u32) }
             }
             Self::NestedEntryFailed => What::NestedEntryFailed,
             Self::NestedExit { exit_reason } => What::NestedExit { exit_reason: read(exit_reason)? as u32 },
-            Self::NestedExitInject { exit_reason } => {
-                What::NestedExitInject { exit_reason: read(exit_reason)? as u32 }
+            Self::NestedExitInject { exit_reason, info1 } => {
+                let info1 = match info1 {
+                    Some(place) => Some(read(place)?),
+                    None => None,
+                };
+                What::NestedExitInject { exit_reason: read(exit_reason)? as u32, info1 }
             }
             Self::NestedInterruptExit => What::NestedInterruptExit,
             Self::Exception { vector, has_error, error_code } => What::Exception {
@@ -172,12 +219,16 @@ impl Decoder {
         })
     }
 
-    /// Bit n set: the event, a `kvm_exit` or `kvm_entry`, lacks the field n of its table.
+    /// Bit n set: the event, a `kvm_exit`, `kvm_entry` or `kvm_nested_page_fault`, lacks the field n of its table.
     pub fn absent(&self) -> u32 {
         match self {
+            Self::NestedPageFault(layout, None) => layout.absent(),
+            Self::NestedPageFault(layout, Some(_)) => layout.absent() & !HOST_ERROR_CODE,
             Self::Exit(layout) => layout.absent(),
             Self::Entry(layout) => layout.absent(),
             _ => 0,
         }
     }
 }
+
+const HOST_ERROR_CODE: u32 = field_bit(KvmNestedPageFault::FIELDS, "host_error_code");

@@ -145,7 +145,7 @@ fn exits(unknown: Unknown, whats: &[What]) -> Vec<Exit> {
 }
 
 fn older() -> Unknown {
-    Unknown { exit: 0, entry: INTR_INFO | ERROR_CODE }
+    Unknown { entry: INTR_INFO | ERROR_CODE, ..Unknown::default() }
 }
 
 #[test]
@@ -236,6 +236,28 @@ fn nested_page_faults_come_in_their_place() {
     assert_eq!(records.iter().map(Record::time).collect::<Vec<_>>(), [12, 13]);
     let Record::NestedPageFault(fault) = records[1] else { panic!("{records:?}") };
     assert_eq!((fault.nested_state, fault.event.gpa, fault.tgid), (3, 0x1000, 4));
+}
+
+#[test]
+fn what_l1_is_told_of_a_nested_page_fault_is_told_next() {
+    let guest = field_bit(KvmNestedPageFault::FIELDS, "guest_error_code");
+    let unknown = Unknown { nested_page_fault: guest, ..Unknown::default() };
+    let fault = What::NestedPageFault(KvmNestedPageFault { is_nested: 1, ..Default::default() });
+    let told =
+        |exit_reason: ExitReason| What::NestedExitInject { exit_reason: exit_reason.0, info1: Some(7) };
+    let found = |next: &[What]| {
+        let records = run(unknown, &[&[exit(1), fault], next, &[entry(0)]].concat());
+        records.into_iter().find_map(|record| match record {
+            Record::NestedPageFault(fault) => Some((fault.event.guest_error_code, fault.unknown)),
+            Record::Exit(_) => None,
+        })
+    };
+    assert_eq!(found(&[told(ExitReason::EPT_VIOLATION)]), Some((7, 0)));
+    assert_eq!(found(&[told(ExitReason::PML_FULL)]), None);
+    assert_eq!(found(&[]), Some((0, guest)));
+    assert_eq!(found(&[exit(0), told(ExitReason::EPT_VIOLATION)]), Some((0, guest)), "another exit's");
+    let records = run(unknown, &[exit(1), fault]);
+    assert!(records.iter().any(|record| matches!(record, Record::NestedPageFault(_))), "{records:?}");
 }
 
 #[test]

@@ -12,8 +12,10 @@ use std::fmt;
 /// What else the event of nested page faults has, for KVM computes the error codes in the function that the probe is on:
 /// whether the hardware reported the fault, ...
 pub const FROM_HARDWARE: &str = "from_hardware";
-/// ... and what the hardware says, which is of this fault only if it did.
+/// ... what the hardware says, which is of this fault only if it did, ...
 pub const HARDWARE_ERROR_CODE: &str = "hardware_error_code";
+/// ... and on VMX the reason of its exit: that of an EPT misconfiguration says nothing.
+pub const HARDWARE_EXIT_REASON: &str = "hardware_exit_reason";
 
 /// The definition of a dynamic event: a line of `dynamic_events`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -85,6 +87,10 @@ pub fn definitions(
             fault.arguments.push(format!("{FROM_HARDWARE}=$arg{}:u8", place + 1));
             let code = fetch(types, isa, Vcpu(code)).map(|code| format!("{HARDWARE_ERROR_CODE}={code}:x64"));
             fault.arguments.extend(code);
+            if isa == Isa::Vmx {
+                let reason = fetch(types, isa, Vcpu(VMX_EXIT_REASON));
+                fault.arguments.extend(reason.map(|reason| format!("{HARDWARE_EXIT_REASON}={reason}:x32")));
+            }
         }
         definitions.push(fault);
     }
@@ -102,6 +108,11 @@ pub fn has<E: Event>(isa: Isa, field: &str) -> bool {
 }
 
 impl Definition {
+    /// Whether the probe is on a function, not on a tracepoint.
+    pub fn is_on_function(&self) -> bool {
+        self.kind == 'f'
+    }
+
     /// Whether the event has a field.
     pub fn has(&self, field: &str) -> bool {
         self.arguments.iter().any(|argument| argument.split('=').next() == Some(field))
@@ -156,6 +167,8 @@ fn common_field(field: &str) -> Option<Origin> {
     }))
 }
 
+const VMX_EXIT_REASON: &[&str] = &["exit_reason.full", "vt.exit_reason.full"];
+
 /// VMX caches RIP, the exit qualification, and what interrupted the guest when they are first asked for, which at the exit is
 /// after the probe: they are left out.
 fn exit_field(isa: Isa, field: &str) -> Option<Origin> {
@@ -168,7 +181,7 @@ fn exit_field(isa: Isa, field: &str) -> Option<Origin> {
         (Isa::Svm, "info2") => Vcpu(&["vmcb.control.exit_info_2"]),
         (Isa::Svm, "intr_info") => Vcpu(&["vmcb.control.exit_int_info"]),
         (Isa::Svm, "error_code") => Vcpu(&["vmcb.control.exit_int_info_err"]),
-        (Isa::Vmx, "exit_reason") => Vcpu(&["exit_reason.full", "vt.exit_reason.full"]),
+        (Isa::Vmx, "exit_reason") => Vcpu(VMX_EXIT_REASON),
         (Isa::Vmx, "info2") => Vcpu(&["idt_vectoring_info"]),
         _ => return common_field(field),
     })

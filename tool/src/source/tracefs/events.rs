@@ -73,12 +73,17 @@ impl Events {
         events.unknown = Unknown {
             exit: events.add_whole::<KvmExit>(&exit)?,
             entry: events.add_whole::<KvmEntry>(&entry)?,
+            nested_page_fault: 0,
         };
         for name in [NESTED_ENTRY, EXCEPTION] {
             events.add(name, &wanted(name)?)?;
         }
-        if !provider.partial {
-            events.add_whole::<KvmNestedPageFault>(&wanted(KvmNestedPageFault::NAME)?)?;
+        match format(KvmNestedPageFault::NAME)? {
+            Some(fault) => {
+                events.unknown.nested_page_fault = events.add_whole::<KvmNestedPageFault>(&fault)?
+            }
+            None if provider.partial => {}
+            None => return Err(FormatError::Missing(KvmNestedPageFault::NAME)),
         }
         for name in NESTED_EXITS {
             if let Some(told) = format(name)? {

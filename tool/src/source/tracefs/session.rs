@@ -35,6 +35,7 @@ impl Session {
         // The reader is told of what is overwritten, not of what is refused.
         instance.set("options/overwrite", "1")?;
         let provider = events.provider;
+        let faults_tell_all = events.unknown.nested_page_fault == 0;
         let systems: Vec<_> = events.names().map(|name| (name, events.system(name))).collect();
         let reader = Reader::open(&instance, events)?;
         let buffer = (buffer_size / 1024 / reader.cpus().max(1)).max(LEAST_BUFFER_KIB);
@@ -52,12 +53,14 @@ impl Session {
         }
 
         let mut wanted = vec![NEW_TASK, NESTED_ENTRY];
+        if selection.exits || !faults_tell_all {
+            wanted.extend(NESTED_EXITS);
+        }
         if selection.nested_page_faults {
             wanted.push(KvmNestedPageFault::NAME);
         }
         if selection.exits {
             wanted.push(EXCEPTION);
-            wanted.extend(NESTED_EXITS);
             wanted.extend(HYPERCALLS);
             // The exit last: it must not find its entry disabled.
             wanted.extend([KvmEntry::NAME, KvmExit::NAME]);

@@ -282,7 +282,7 @@ pub fn parse(line: &[u8], isa: &mut Option<Isa>) -> Option<Option<Occurrence>> {
             let mut values = [0; 16];
             let known = fields(&mut words, field::<KvmNestedPageFault>, &mut values);
             let fault = KvmNestedPageFault::from_values(|index| values[index]);
-            (known != 0).then_some((What::NestedPageFault(fault), 0))?
+            (known != 0).then_some((What::NestedPageFault(fault), !known & all::<KvmNestedPageFault>()))?
         }
         b"kvm_nested_vmenter" | b"kvm_nested_vmrun" => {
             let l2 = words.after(&[b"vmcb", b"vmcs"], number)?;
@@ -298,7 +298,8 @@ pub fn parse(line: &[u8], isa: &mut Option<Isa>) -> Option<Option<Occurrence>> {
             while ![&b"reason"[..], b"exit_code"].contains(&words.next()?) {}
             let (exit_reason, _) = reason(words.next()?, *isa)?;
             let failed = words.next().is_some_and(|word| word == b"FAILED_VMENTRY");
-            (What::NestedExitInject { exit_reason: exit_reason | u32::from(failed) << 31 }, 0)
+            let exit_reason = exit_reason | u32::from(failed) << 31;
+            (What::NestedExitInject { exit_reason, info1: None }, 0)
         }
         b"kvm_nested_intr_vmexit" => (What::NestedInterruptExit, 0),
         b"kvm_inj_exception" => {
