@@ -10,39 +10,92 @@ use exitregs_common::event::{Event, KvmExit};
 use exitregs_common::isa::{Isa, Level};
 use exitregs_common::view::{VIEWS, View};
 use exitregs_lab::counts::{Counts, counts};
+use exitregs_lab::host::{Base, Built, Kernel, Patches};
+use exitregs_lab::module;
 use exitregs_tests::exitregs::{exitregs, trace, while_running};
 use exitregs_tests::guest::Guest;
 use exitregs_tests::record::{self, Exit, NestedPageFault};
 use exitregs_tests::scenario::{Process, Scenario};
 use exitregs_tests::suite::{self, Boot, Played, Suite};
-use exitregs_tests::truth::{Extent, compare};
+use exitregs_tests::truth::{Extent, compare, compare_without_rip};
 
 fn main() -> ExitCode {
     suite::main(describe)
 }
 
 fn describe(suite: &mut Suite) -> Result<()> {
-    let patched = "v6.12+patched";
-    let tools = ["perf", "trace-cmd", "bpftrace"];
-    let amd = suite::host(patched.parse()?)?.smp(2);
-    let amd = suite.boot(patched, tools.into_iter().fold(amd, |host, tool| host.program(tool)));
-    at_once(amd, Isa::Svm);
-    one_by_one(amd, Isa::Svm);
-    pasted(amd, Isa::Svm, &Tool::BPFTRACE, &diagonal());
-    let intel = suite::intel(patched.parse()?)?.program("perf").program("trace-cmd");
-    let intel = suite.boot(format!("{patched} on Intel"), intel);
-    at_once(intel, Isa::Vmx);
-    // Its emulator is slow, and these run a guest for each line.
-    if counts() == Counts::Large {
-        one_by_one(intel, Isa::Vmx);
+    let patched: Kernel = "v6.12+patched".parse()?;
+    let built = Built { base: Base::V6_12, patches: Patches::None };
+    let module = module::build(built)?;
+    for (source, kernel) in
+        [("native", patched), ("tprobe", Kernel::Stock6_12), ("module", Kernel::Built(built))]
+    {
+        let amd = suite::host(kernel)?.smp(2).file(&module, MODULE);
+        let amd = ["perf", "trace-cmd", "bpftrace"].into_iter().fold(amd, |host, tool| host.program(tool));
+        let amd = suite.boot(format!("{source}, {kernel}"), amd);
+        let lines = Lines { source, isa: Isa::Svm };
+        at_once(amd, lines);
+        // The module's are trace events as the kernel's own are.
+        if source != "module" || counts() == Counts::Large {
+            one_by_one(amd, lines);
+        }
+        // The kernel attaches no BPF programs to dynamic events.
+        if source != "tprobe" {
+            pasted(amd, lines, &Tool::BPFTRACE, &diagonal());
+        }
+        let intel = suite::intel(kernel)?.program("perf").program("trace-cmd").file(&module, MODULE);
+        let intel = suite.boot(format!("{source}, {kernel} on Intel"), intel);
+        let lines = Lines { source, isa: Isa::Vmx };
+        at_once(intel, lines);
+        // Its emulator is slow, and these run a guest for each line.
+        if counts() == Counts::Large {
+            one_by_one(intel, lines);
+        }
     }
     Ok(())
+}
+
+/// Where the module lies on the hosts.
+const MODULE: &str = "/kvm_exitregs.ko";
+
+/// Whose events the lines are for, and guests by which instruction set.
+#[derive(Clone, Copy)]
+struct Lines {
+    source: &'static str,
+    isa: Isa,
+}
+
+impl Lines {
+    fn group(self) -> &'static str {
+        if self.source == "native" { "kvm" } else { "exitregs" }
+    }
+
+    /// What makes the events.
+    fn make(self) -> &'static str {
+        match self.source {
+            "tprobe" => "exitregs events install",
+            "module" => "[ -e /sys/module/kvm_exitregs ] || insmod /kvm_exitregs.ko",
+            _ => "true",
+        }
+    }
+
+    /// What unmakes them; the module may stay.
+    fn unmake(self) -> &'static str {
+        if self.source == "tprobe" { "exitregs events remove" } else { "true" }
+    }
+
+    /// What `exitregs views` prints a line for, in its order.
+    fn printed(self) -> Vec<Selected> {
+        let mut printed = printed();
+        printed.retain(|(view, _)| view.event == KvmExit::NAME || self.source != "module");
+        printed
+    }
 }
 
 /// A view at a level, or at both.
 type Selected = (&'static View, Option<Level>);
 
-/// What `exitregs views` prints a line for, in its order.
+/// Every view at every level.
 fn printed() -> Vec<Selected> {
     let levels = |view: &'static View| match view.event == KvmExit::NAME {
         true => vec![(view, None), (view, Some(Level::L1)), (view, Some(Level::L2))],
@@ -88,7 +141,7 @@ impl Tool {
         name: "perf-record",
         each: "all=\"$all $i\"; command=\"$line -B -N -q -o perf-record.$i -- $command\"",
         then: "eval \"$command\" > /dev/null || echo \"failed: $command\" >&2\n\
-               for i in $all; do perf script -i perf-record.$i 2> perf-script.$i | grep -c ': kvm:kvm_' > perf-record.$i.count; done",
+               for i in $all; do perf script -i perf-record.$i 2> perf-script.$i | grep -c \": $group:kvm_\" > perf-record.$i.count; done",
         at_once: true,
         count: counted,
     };
@@ -105,8 +158,8 @@ impl Tool {
         name: "tracefs",
         each: "cd /sys/kernel/tracing; echo > trace; cd - > /dev/null\n\
                eval \"$line\" || echo \"failed: $line\" >&2\n\
-               sh run.sh tracefs.$i < /dev/null; cd /sys/kernel/tracing/events/kvm\n\
-               for event in kvm_exit kvm_nested_page_fault; do echo 0 > $event/enable; echo 0 > $event/filter; done\n\
+               sh run.sh tracefs.$i < /dev/null; cd /sys/kernel/tracing/events/$group\n\
+               for event in kvm_exit $(ls | grep fault); do echo 0 > $event/enable; echo 0 > $event/filter; done\n\
                cd - > /dev/null; grep -c ': kvm_[a-z_]*:' /sys/kernel/tracing/trace > tracefs.$i.count",
         then: "echo > /sys/kernel/tracing/trace",
         at_once: false,
@@ -116,7 +169,7 @@ impl Tool {
         name: "hist",
         each: "eval \"$line\" || echo \"failed: $line\" >&2; echo \"$line\" | sed s/hist:/!hist:/ >> undo.sh",
         then: "eval \"$command\"\n\
-               for event in kvm_exit kvm_nested_page_fault; do cat /sys/kernel/tracing/events/kvm/$event/hist > hist.$event; done\n\
+               for event in kvm_exit $(ls /sys/kernel/tracing/events/$group | grep fault); do cat /sys/kernel/tracing/events/$group/$event/hist > hist.$event; done\n\
                sh undo.sh",
         at_once: true,
         count: hits,
@@ -145,7 +198,7 @@ fn counted(played: &Played, number: usize, _: Selected, reference: &Reference) -
 fn hits(played: &Played, _: usize, (view, level): Selected, reference: &Reference) -> Result<u64> {
     let text = played.read(&format!("hist.{}", view.event))?;
     let wanted = match view.event == KvmExit::NAME {
-        true => format!(" if {} [active]", view.filter(reference.isa, level)),
+        true => format!(" if {} [active]", view.filter(reference.lines.isa, level)),
         false => " [active]".to_owned(),
     };
     let mut histograms = text.split("# event histogram");
@@ -157,11 +210,16 @@ fn hits(played: &Played, _: usize, (view, level): Selected, reference: &Referenc
     };
     ensure!(total("Dropped:")? == 0, "{histogram}");
     if view.event == KvmExit::NAME {
+        // Without those that the event lacks.
+        let names = histogram.split_once("hist:keys=").and_then(|(_, rest)| Some(rest.split_once(':')?.0));
+        let names: Vec<_> =
+            names.context("no keys")?.split(',').map(|name| name.trim_end_matches(".hex")).collect();
+        ensure!(names.iter().all(|name| view.keys.contains(name)) && !names.is_empty(), "{names:?}");
         let keys: BTreeSet<Vec<_>> = reference
             .exits(view, level)
             .map(|exit| {
                 let record = exit.exit.record();
-                view.keys.iter().map(|key| record.value(KvmExit::index(key)?)).collect()
+                names.iter().map(|name| record.value(KvmExit::index(name)?)).collect()
             })
             .collect();
         ensure!(total("Entries:")? == keys.len() as u64, "{} keys, but\n{histogram}", keys.len());
@@ -172,25 +230,29 @@ fn hits(played: &Played, _: usize, (view, level): Selected, reference: &Referenc
 /// What there was to select.
 struct Reference {
     tool: &'static str,
-    isa: Isa,
+    lines: Lines,
     exits: Vec<Exit>,
     faults: Vec<NestedPageFault>,
 }
 
 impl Reference {
     /// What the guest of a run did, by `exitregs trace`, which agrees with the ground truth.
-    fn new(played: &Played, tool: &'static str, isa: Isa, run: &str) -> Result<Self> {
+    fn new(played: &Played, tool: &'static str, lines: Lines, run: &str) -> Result<Self> {
         let pid = played.read(&format!("{run}.pid"))?.trim().parse()?;
         let (mut exits, mut faults) =
             (record::exits(played, "trace")?, record::nested_page_faults(played, "trace")?);
         exits.retain(|exit| exit.vm == pid);
         faults.retain(|fault| fault.vm == pid);
-        compare(&guest(run, isa).truth(played)?, &exits, pid, Extent::Whole)?;
-        Ok(Self { tool, isa, exits, faults })
+        let truth = guest(run, lines.isa).truth(played)?;
+        match (lines.source, lines.isa) {
+            ("tprobe", Isa::Vmx) => compare_without_rip(&truth, &exits, pid)?,
+            _ => compare(&truth, &exits, pid, Extent::Whole)?,
+        };
+        Ok(Self { tool, lines, exits, faults })
     }
 
     fn exits(&self, view: &View, level: Option<Level>) -> impl Iterator<Item = &Exit> {
-        let predicate = *view.predicate(self.isa);
+        let predicate = *view.predicate(self.lines.isa);
         self.exits.iter().filter(move |exit| {
             predicate.selects(&exit.exit.record())
                 && level.is_none_or(|level| level.is_nested() == exit.exit.is_nested)
@@ -206,15 +268,15 @@ impl Reference {
 }
 
 /// All lines for a tool while a guest runs once.
-fn at_once(boot: &mut Boot, isa: Isa) {
-    let all: Vec<_> = (0..printed().len()).collect();
-    pasted(boot, isa, &Tool::PERF_STAT, &all);
-    pasted(boot, isa, &Tool::HIST, &all);
+fn at_once(boot: &mut Boot, lines: Lines) {
+    let all: Vec<_> = (0..lines.printed().len()).collect();
+    pasted(boot, lines, &Tool::PERF_STAT, &all);
+    pasted(boot, lines, &Tool::HIST, &all);
 }
 
-fn one_by_one(boot: &mut Boot, isa: Isa) {
+fn one_by_one(boot: &mut Boot, lines: Lines) {
     for tool in [&Tool::PERF_RECORD, &Tool::TRACE_CMD, &Tool::TRACEFS] {
-        pasted(boot, isa, tool, &diagonal());
+        pasted(boot, lines, tool, &diagonal());
     }
 }
 
@@ -224,13 +286,17 @@ fn guest(name: &str, isa: Isa) -> Guest {
 }
 
 /// Pastes lines for a tool, those of these numbers.
-fn pasted(boot: &mut Boot, isa: Isa, tool: &'static Tool, numbers: &[usize]) {
+fn pasted(boot: &mut Boot, lines: Lines, tool: &'static Tool, numbers: &[usize]) {
+    let Lines { source, isa } = lines;
+    let printed = lines.printed();
+    let numbers: Vec<_> = numbers.iter().copied().filter(|number| *number < printed.len()).collect();
     let Tool { name, each, then, at_once, count } = *tool;
+    let group = lines.group();
     let run = guest("$1", isa).argv().join(" ");
     let wanted: String = numbers.iter().map(|number| format!("{number} ")).collect();
     let paste = format!(
         "echo 'echo $$ > $1.pid; exec {run}' > run.sh\n\
-         i=-1; command='sh run.sh {name}'\n\
+         group={group}; i=-1; command='sh run.sh {name}'\n\
          while read -r line; do case $line in ''|'#'*) continue;; esac\n\
          i=$((i+1)); case ' {wanted}' in *\" $i \"*) ;; *) continue;; esac\n\
          {each}\n\
@@ -240,22 +306,22 @@ fn pasted(boot: &mut Boot, isa: Isa, tool: &'static Tool, numbers: &[usize]) {
     );
     let paste = Process::shell("paste", paste);
     let scenario = Scenario::new(format!("lines for {name}"))
+        .run(Process::shell("make", lines.make()))
         .run(exitregs("lines", ["views", "--tool", name]))
-        .then(while_running(vec![trace("trace", &["--source", "native"])], |scenario| scenario.run(paste)));
-    let numbers = numbers.to_vec();
+        .then(while_running(vec![trace("trace", &["--source", source])], |scenario| scenario.run(paste)))
+        .run(Process::shell("unmake", lines.unmake()));
     boot.test(scenario, move |played| {
-        played.succeeded(&["lines", "paste", "trace"])?;
+        played.succeeded(&["make", "lines", "paste", "trace", "unmake"])?;
         ensure!(!played.stderr("paste")?.contains("failed: "), "a line does not work");
-        let printed = printed();
-        let lines = played.stdout("lines")?;
-        let commands = lines.lines().filter(|line| !line.is_empty() && !line.starts_with('#')).count();
+        let text = played.stdout("lines")?;
+        let commands = text.lines().filter(|line| !line.is_empty() && !line.starts_with('#')).count();
         ensure!(commands == printed.len(), "{commands} lines, not {}", printed.len());
         let mut telling = 0;
-        let together = if at_once { Some(Reference::new(played, name, isa, name)?) } else { None };
+        let together = if at_once { Some(Reference::new(played, name, lines, name)?) } else { None };
         for &number in &numbers {
             let alone = match at_once {
                 true => None,
-                false => Some(Reference::new(played, name, isa, &format!("{name}.{number}"))?),
+                false => Some(Reference::new(played, name, lines, &format!("{name}.{number}"))?),
             };
             let reference = together.as_ref().or(alone.as_ref()).context("it is either")?;
             let (expected, found) =

@@ -71,7 +71,14 @@ struct Entry {
 /// The vendor or the source is not known, or standard output cannot be written.
 pub fn run(arguments: &Arguments) -> Result<u8> {
     let events = Events::of(&Host::this(), arguments.source, arguments.vendor)?;
-    let entries = arguments.entries(&events);
+    let tools = if arguments.tool.is_empty() { Tool::value_variants() } else { &arguments.tool };
+    let (tools, cannot): (Vec<Tool>, Vec<_>) = tools.iter().partition(|tool| tool.can_use(events.source));
+    if tools.is_empty() {
+        return Err(anyhow!(
+            "{NO_BPF}\n  use --tool hist, or `exitregs stat`, which counts by BPF programs of its own"
+        ));
+    }
+    let entries = arguments.entries(&events, &tools);
     if entries.is_empty() {
         return Err(misuse("--level", "nested page faults are of L2"));
     }
@@ -88,6 +95,9 @@ pub fn run(arguments: &Arguments) -> Result<u8> {
         writeln!(out)?;
     } else {
         print(&mut out, &events, &entries)?;
+        if !cannot.is_empty() {
+            writeln!(out, "\n{}", Styled(style::FAINT, format!("# {NO_BPF}")))?;
+        }
     }
     out.flush()?;
     if entries.iter().all(|entry| entry.commands.is_empty()) {
@@ -99,11 +109,12 @@ pub fn run(arguments: &Arguments) -> Result<u8> {
 const REMEDY: &str =
     "`exitregs events install` makes events that have registers and levels; `exitregs trace` needs none";
 
+const NO_BPF: &str = "bpftrace cannot use these events: the kernel attaches no BPF program to them";
+
 impl Arguments {
-    fn entries(&self, events: &Events) -> Vec<Entry> {
+    fn entries(&self, events: &Events, tools: &[Tool]) -> Vec<Entry> {
         let all: Vec<_> = VIEWS.iter().collect();
         let views = if self.views.is_empty() { &all } else { &self.views };
-        let tools = if self.tool.is_empty() { Tool::value_variants() } else { &self.tool };
         let wanted = self.level.map(Level::from);
         let mut entries = Vec::new();
         for view in views {

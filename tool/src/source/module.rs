@@ -10,6 +10,11 @@ use exitregs_common::event::GROUP;
 pub const PROVIDER: Provider =
     Provider { source: "module", group: GROUP, how: "the events of the module kvm_exitregs", partial: true };
 
+/// Whether the module is loaded: others make events of the same names.
+pub fn is_loaded() -> bool {
+    std::path::Path::new("/sys/module/kvm_exitregs").exists()
+}
+
 /// Whether the module is loaded, and this process may read its events.
 ///
 /// # Errors
@@ -17,8 +22,7 @@ pub const PROVIDER: Provider =
 pub fn check(host: &Host) -> Result<Tracefs, Unusable> {
     check_kvm(host)?;
     let root = tracefs::root(host)?;
-    // Others make events of the same names.
-    if !std::path::Path::new("/sys/module/kvm_exitregs").exists() {
+    if !is_loaded() {
         return Err(unusable(
             "the module kvm_exitregs is not loaded",
             "build it for this kernel, which needs CONFIG_RUST=y, and load it: make && insmod kvm_exitregs.ko",

@@ -3,7 +3,7 @@
 
 use crate::host::Host;
 use crate::source::format::Format;
-use crate::source::{native, tprobe, tracefs};
+use crate::source::{module, native, tprobe, tracefs};
 use anyhow::{Context, Result};
 use exitregs_common::event::{Event, Field, GROUP, KvmExit, KvmNestedPageFault};
 use exitregs_common::isa::Isa;
@@ -69,7 +69,8 @@ impl Events {
         let Some(source) = source else {
             let tracefs = tracefs::root(host)
                 .context("cannot see which events this host has\n  for another host's: use --source")?;
-            let all = [Source::Native, Source::Tprobe].map(|source| Self::here(&tracefs, source, isa));
+            let ours = if module::is_loaded() { Source::Module } else { Source::Tprobe };
+            let all = [Source::Native, ours].map(|source| Self::here(&tracefs, source, isa));
             let best = all.into_iter().flatten().find(|events| events.has(KvmExit::NAME, "is_nested"));
             return Ok(best
                 .or_else(|| Self::here(&tracefs, Source::Stock, isa))

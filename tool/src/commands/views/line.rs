@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 //! Lines for other tools that select what a view does.
 
-use super::events::Events;
+use super::events::{Events, Source};
 use crate::filter::{Filter, Prefixed};
 use exitregs_common::event::{Event, KvmExit};
 use exitregs_common::isa::{Isa, Level};
@@ -24,6 +24,14 @@ pub enum Tool {
     Hist,
     /// bpftrace, which counts by the view's keys
     Bpftrace,
+}
+
+impl Tool {
+    /// Whether it can use a source's events. The kernel attaches BPF programs to no dynamic event of this kind
+    /// (`perf_event_set_bpf_prog()` in kernel/events/core.c).
+    pub fn can_use(self, source: Source) -> bool {
+        self != Self::Bpftrace || source != Source::Tprobe
+    }
 }
 
 /// A view at a level, as other tools can ask for it.
@@ -112,7 +120,6 @@ fn texts(view: &View, level: Option<Level>, isa: Isa) -> (String, String, Vec<&'
 
 #[cfg(test)]
 mod tests {
-    use super::super::events::Source;
     use super::*;
     use exitregs_common::view::VIEWS;
 
