@@ -7,6 +7,9 @@ use crate::host::Host;
 use anyhow::{Result, anyhow};
 use std::fmt;
 
+/// What is said of sources that lack the event.
+pub const NO_NESTED_PAGE_FAULTS: &str = "this source has no nested page faults\n  use --source native or tprobe, whichever `exitregs doctor` finds";
+
 /// A live source.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
 pub enum Source {
@@ -125,8 +128,11 @@ pub fn trace(
     buffer_size: u32,
     wanted: Source,
 ) -> Result<Chosen<dyn Trace>> {
-    let order = [Source::Native, Source::Module, Source::Bpf, Source::Tprobe];
-    let (taken, why) = Taken::choose(host, wanted, &order, "this kernel's events have the registers")?;
+    let order: &[Source] = match selection.exits {
+        true => &[Source::Native, Source::Module, Source::Bpf, Source::Tprobe],
+        false => &[Source::Native, Source::Tprobe],
+    };
+    let (taken, why) = Taken::choose(host, wanted, order, "this kernel's events have the registers")?;
     let (name, live): (_, Box<dyn Trace>) = match taken {
         Taken::Tracefs(tracefs) if selection.exits || tracefs.has_nested_page_faults() => {
             let name = tracefs.provider().source;
@@ -136,9 +142,7 @@ pub fn trace(
             (Source::Bpf.name(), Box::new(bpf::trace::Trace::start(host, selection, buffer_size)?))
         }
         _ => {
-            let why = native::check(host).err().map(|unusable| unusable.what);
-            let why = why.unwrap_or_else(|| "use that, or --source auto".to_owned());
-            return Err(anyhow!("only the native source has nested page faults: {why}"));
+            return Err(anyhow!(NO_NESTED_PAGE_FAULTS));
         }
     };
     Ok(Chosen { name, how: live.how(), why, live })
@@ -160,21 +164,18 @@ pub fn stat(host: &Host, selection: &Selection, per_vcpu: bool, wanted: Source) 
     Ok(Chosen { name, how: live.how(), why, live })
 }
 
-/// Events for perf to count, with registers and levels. `None`: the source has no events; or, if none was asked for, there is none
-/// that has and works here.
+/// Events with registers and levels for perf to count. `None`: the source that was asked for has no events; or none was asked for
+/// and `are_needed` is false, and dynamic ones would cost more than the kernel's own, which then do.
 ///
 /// # Errors
-/// The source that was asked for does not work here.
-pub fn countable(host: &Host, wanted: Source) -> Result<Option<Tracefs>> {
-    let open = |source| match Taken::open(host, source)? {
-        Taken::Tracefs(tracefs) => Ok(Some(tracefs)),
-        Taken::Bpf => Ok(None),
-    };
-    match wanted {
-        // Whatever keeps them from being used, there are still the kernel's own events.
-        Source::Auto => Ok([Source::Native, Source::Module, Source::Tprobe]
-            .into_iter()
-            .find_map(|source| open(source).ok().flatten())),
-        source => open(source),
+/// The source that was asked for does not work here, or none does.
+pub fn countable(host: &Host, wanted: Source, are_needed: bool) -> Result<Option<Tracefs>> {
+    let order = [Source::Native, Source::Module, Source::Tprobe];
+    if wanted == Source::Auto && !are_needed {
+        return Ok(native::check(host).or_else(|_| module::check(host)).ok());
     }
+    Ok(match Taken::choose(host, wanted, &order, "")?.0 {
+        Taken::Tracefs(tracefs) => Some(tracefs),
+        Taken::Bpf => None,
+    })
 }

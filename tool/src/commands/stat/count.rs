@@ -5,13 +5,14 @@ use super::{Arguments, Tick, every, output};
 use crate::cli::{Alternative, misuse};
 use crate::commands::Stop;
 use crate::commands::child::Child;
+use crate::filter::Filter;
 use crate::host::Host;
 use crate::output::style::{self, Count, Styled};
 use crate::source::choose::{self, Source};
 use crate::source::perf::Counter;
 use crate::source::tracefs::{self, Tracefs};
 use crate::source::{check_kvm, native};
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use exitregs_common::event::{Event, KvmExit, KvmNestedPageFault};
 use exitregs_common::isa::Level;
 use serde::Serialize;
@@ -44,7 +45,13 @@ pub(super) fn run(arguments: &Arguments, host: &Host) -> Result<u8> {
     let isa = check_kvm(host)?;
     let root = tracefs::root(host)?;
     let source = arguments.selection.source;
-    let events = choose::countable(host, source)?;
+    // What the kernel's own kvm_exit does not tell.
+    let are_needed = arguments.selection.alternatives(isa, false)?.iter().any(|alternative| {
+        let read = alternative.selection.filter.as_ref().map_or(0, Filter::fields);
+        let common = KvmExit::FIELDS.iter().enumerate().filter(|(_, field)| field.is_common());
+        !alternative.selection.exits || common.into_iter().any(|(index, _)| read & 1 << index != 0)
+    });
+    let events = choose::countable(host, source, are_needed)?;
     if events.is_none() && source != Source::Auto {
         return Err(misuse("--source", "this one has no events that perf could count"));
     }
@@ -55,6 +62,10 @@ pub(super) fn run(arguments: &Arguments, host: &Host) -> Result<u8> {
         let (event, filter) = if selection.exits {
             (KvmExit::NAME, selection.filter.as_ref().map(ToString::to_string))
         } else {
+            ensure!(
+                events.as_ref().is_some_and(Tracefs::has_nested_page_faults),
+                choose::NO_NESTED_PAGE_FAULTS
+            );
             let filter = selection.nested_page_fault_filter.as_ref();
             (KvmNestedPageFault::NAME, filter.map(ToString::to_string))
         };
@@ -90,8 +101,8 @@ pub(super) fn run(arguments: &Arguments, host: &Host) -> Result<u8> {
                 events.provider().source
             ),
             None => eprintln!(
-                "exitregs: counting with {count} perf counters of this kernel's own events, which tell no levels; Ctrl-C \
-                 stops and prints"
+                "exitregs: counting with {count} perf counters of this kernel's own kvm_exit, which tells no levels (--source \
+                 tprobe may); Ctrl-C stops and prints"
             ),
         }
     }

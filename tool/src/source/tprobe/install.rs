@@ -108,7 +108,9 @@ impl Events {
         for definition in definitions {
             let wanted = definition.to_string();
             let is = there.iter().find(|line| name(line) == Some(definition.name));
-            if is.is_some_and(|line| *line == wanted) {
+            if is.is_some_and(|line| *line == wanted)
+                && (!self.is_dead(definition) || self.remove_one(definition.name).is_err())
+            {
                 continue;
             }
             let made_one = match is {
@@ -126,6 +128,19 @@ impl Events {
             made.push(definition.name);
         }
         Ok(made)
+    }
+
+    /// Whether the event does not happen any more: its function was unloaded with its module, and the kernel, which finds a
+    /// tracepoint again when that is loaded anew, does not find functions.
+    fn is_dead(&self, definition: &Definition) -> bool {
+        /// What the kernel puts on a tracepoint to probe it: on Linux 6.12 while there is the event, later while it is enabled.
+        const TRACEPOINT: &str = "__probestub_kvm_exit";
+        if !definition.is_on_function() {
+            return false;
+        }
+        let functions = file::read(&self.tracefs.join("enabled_functions")).unwrap_or_default();
+        let is_probed = |function| functions.lines().any(|line| line.split(' ').next() == Some(function));
+        is_probed(TRACEPOINT) && !is_probed(definition.on)
     }
 
     fn make(&self, definition: &Definition, text: &str) -> Result<()> {
