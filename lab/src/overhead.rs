@@ -42,6 +42,8 @@ pub struct Workload {
 pub struct Configuration {
     /// Its name.
     pub name: String,
+    /// Install the dynamic events before all else, and remove them at the end.
+    pub dynamic_events: bool,
     /// Made in order, before the watcher starts.
     pub settings: Vec<Setting>,
     /// The program that watches.

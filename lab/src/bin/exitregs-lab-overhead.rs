@@ -60,6 +60,9 @@ fn run() -> Result<()> {
 }
 
 fn measure(plan: &Plan, configuration: &Configuration) -> Result<Measured> {
+    if configuration.dynamic_events {
+        events("install")?;
+    }
     let instance = Instance::new(&configuration.settings)?;
     let watcher = configuration.watcher.as_ref().map(Watching::start).transpose()?;
     let mut all_exits = 0;
@@ -85,6 +88,9 @@ fn measure(plan: &Plan, configuration: &Configuration) -> Result<Measured> {
         .collect::<Result<_>>()?;
     let output = watcher.map_or_else(|| Ok(Default::default()), Watching::stop)?;
     instance.remove()?;
+    if configuration.dynamic_events {
+        events("remove")?;
+    }
     Ok(Measured { name: configuration.name.clone(), workloads, output, evidence, all_exits })
 }
 
@@ -178,6 +184,17 @@ impl Instance {
         }
         Ok(())
     }
+}
+
+/// `exitregs events ACTION`
+fn events(action: &str) -> Result<()> {
+    let output = Command::new("exitregs").args(["events", action]).output().context("cannot run exitregs")?;
+    ensure!(
+        output.status.success(),
+        "exitregs events {action}: {}",
+        String::from_utf8_lossy(&output.stderr).trim_end()
+    );
+    Ok(())
 }
 
 /// A running watcher.

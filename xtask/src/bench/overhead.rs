@@ -92,6 +92,8 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
             Needs::Nothing => true,
             Needs::Patches => arguments.kernel.to_string().contains("+patched"),
             Needs::Module => matches!(arguments.kernel, Kernel::Built(_)),
+            // Where the module is loaded it has the events' names.
+            Needs::DynamicEvents => arguments.kernel == Kernel::Stock6_12,
         })
         .filter(|way| {
             let name = way.name.to_lowercase();

@@ -21,6 +21,8 @@ pub struct Way {
     pub needs: Needs,
     /// Which exits it is to see.
     pub sees: Sees,
+    /// The dynamic events are installed meanwhile.
+    dynamic_events: bool,
     settings: Vec<Setting>,
     watcher: Option<Watcher>,
     evidence: Vec<&'static str>,
@@ -36,6 +38,8 @@ pub enum Needs {
     Patches,
     /// The module, which takes a kernel that is built here.
     Module,
+    /// Probes on tracepoints, which Linux 6.1 has not.
+    DynamicEvents,
 }
 
 /// Which exits a way of watching is to see.
@@ -56,6 +60,7 @@ impl Way {
     pub fn configuration(&self) -> Configuration {
         Configuration {
             name: self.name.to_owned(),
+            dynamic_events: self.dynamic_events,
             settings: self.settings.clone(),
             watcher: self.watcher.clone(),
             evidence: self.evidence.iter().map(|&file| file.to_owned()).collect(),
@@ -85,6 +90,17 @@ impl Way {
         self
     }
 
+    /// Of kernels that can be given dynamic events; the tool makes them by itself.
+    fn on_dynamic_events(mut self) -> Self {
+        self.needs = Needs::DynamicEvents;
+        self
+    }
+
+    /// The same, of others who use them.
+    fn with_dynamic_events(self) -> Self {
+        Self { dynamic_events: true, ..self.on_dynamic_events() }
+    }
+
     fn seeing(mut self, sees: Sees) -> Self {
         self.sees = sees;
         self
@@ -95,8 +111,10 @@ impl Way {
 pub fn all() -> Vec<Way> {
     const EXIT: &str = "events/kvm/kvm_exit/enable";
     const ENTRY: &str = "events/kvm/kvm_entry/enable";
-    const MODULE_EXIT: &str = "events/exitregs/kvm_exit/enable";
-    const MODULE_ENTRY: &str = "events/exitregs/kvm_entry/enable";
+    const OWN_EXIT: &str = "events/exitregs/kvm_exit/enable";
+    const OWN_ENTRY: &str = "events/exitregs/kvm_entry/enable";
+    const OWN_FILTER: &str = "events/exitregs/kvm_exit/filter";
+    const OWN_TRIGGER: &str = "events/exitregs/kvm_exit/trigger";
     const FILTER: &str = "events/kvm/kvm_exit/filter";
     const TRIGGER: &str = "events/kvm/kvm_exit/trigger";
     const PERF_DATA: &str = "/tmp/overhead.data";
@@ -125,16 +143,11 @@ pub fn all() -> Vec<Way> {
             &["per_cpu/cpu0/stats"],
             ring_buffer,
         ),
-        tracefs(
-            "module's kvm_exit, ring buffer",
-            &[(MODULE_EXIT, "1")],
-            &["per_cpu/cpu0/stats"],
-            ring_buffer,
-        )
-        .with_module(),
+        tracefs("module's kvm_exit, ring buffer", &[(OWN_EXIT, "1")], &["per_cpu/cpu0/stats"], ring_buffer)
+            .with_module(),
         tracefs(
             "module's kvm_exit + kvm_entry, ring buffer",
-            &[(MODULE_EXIT, "1"), (MODULE_ENTRY, "1")],
+            &[(OWN_EXIT, "1"), (OWN_ENTRY, "1")],
             &["per_cpu/cpu0/stats"],
             ring_buffer,
         )
@@ -206,6 +219,51 @@ pub fn all() -> Vec<Way> {
             &["stat", "--json", "--count-only", "--where", "exit_reason != 0xffff"],
             counters,
         ),
+        tracefs("tprobe's kvm_exit, installed, unused", &[], &[], |_| Ok(0))
+            .seeing(Sees::Nothing)
+            .with_dynamic_events(),
+        tracefs("tprobe's kvm_exit, ring buffer", &[(OWN_EXIT, "1")], &["per_cpu/cpu0/stats"], ring_buffer)
+            .with_dynamic_events(),
+        tracefs(
+            "tprobe's kvm_exit + kvm_entry, ring buffer",
+            &[(OWN_EXIT, "1"), (OWN_ENTRY, "1")],
+            &["per_cpu/cpu0/stats"],
+            ring_buffer,
+        )
+        .seeing(Sees::Both)
+        .with_dynamic_events(),
+        tracefs(
+            "tprobe's kvm_exit, filter, no match",
+            &[(OWN_FILTER, "exit_reason == 0xffff"), (OWN_EXIT, "1")],
+            &["per_cpu/cpu0/stats"],
+            ring_buffer,
+        )
+        .seeing(Sees::Nothing)
+        .with_dynamic_events(),
+        tracefs(
+            "tprobe's kvm_exit, filter, match",
+            &[(OWN_FILTER, "exit_reason != 0xffff"), (OWN_EXIT, "1")],
+            &["per_cpu/cpu0/stats"],
+            ring_buffer,
+        )
+        .with_dynamic_events(),
+        tracefs(
+            "tprobe's kvm_exit, hist by exit_reason",
+            &[(OWN_TRIGGER, "hist:keys=exit_reason")],
+            &["events/exitregs/kvm_exit/hist"],
+            |measured| number_after(&measured.evidence[0], "Hits:"),
+        )
+        .with_dynamic_events(),
+        exitregs("exitregs trace, tprobe", &["trace", "--source", "tprobe"], trace).on_dynamic_events(),
+        exitregs("exitregs stat, tprobe", &["stat", "--json", "--source", "tprobe"], stat)
+            .on_dynamic_events(),
+        // Two counters, one for each level.
+        exitregs(
+            "exitregs stat --count-only, tprobe",
+            &["stat", "--json", "--count-only", "--source", "tprobe"],
+            counters,
+        )
+        .on_dynamic_events(),
         unprivileged(exitregs("exitregs stat, raw_tp", &["stat", "--json"], stat)),
         unprivileged(exitregs("exitregs trace, raw_tp", &["trace"], trace)),
     ]
@@ -227,6 +285,7 @@ fn tracefs(
         needs: Needs::Nothing,
         program: None,
         sees: Sees::All,
+        dynamic_events: false,
         settings,
         watcher: None,
         evidence: evidence.to_vec(),
