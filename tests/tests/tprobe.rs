@@ -28,14 +28,16 @@ fn main() -> ExitCode {
 fn describe(suite: &mut Suite) -> Result<()> {
     let built = |base| Kernel::Built(Built { base, patches: Patches::None });
     for kernel in [Kernel::Stock6_12, built(Base::V6_12), built(Base::Mainline)] {
-        let host = suite::host(kernel)?.smp(2).memory_mib(4096).program("perf");
+        let host = suite::host(kernel)?.smp(2).memory_mib(4096).program("perf").program("trace-cmd");
         let amd = suite.boot(kernel.to_string(), host);
         every_script(amd, Isa::Svm);
         counted(amd);
+        counted_by_need(amd);
         what_views_select(amd, Isa::Svm);
         counters(amd, Isa::Svm, "tprobe");
         nested_page_faults(amd, Isa::Svm, "tprobe");
         installed(amd, Isa::Svm);
+        others_print(amd, Isa::Svm);
         somebody_elses_probe(amd);
         two_runs_at_once(amd);
         killed(amd);
@@ -45,12 +47,14 @@ fn describe(suite: &mut Suite) -> Result<()> {
         }
     }
     for kernel in [Kernel::Stock6_12, built(Base::V6_12), built(Base::Mainline)] {
-        let intel = suite.boot(format!("{kernel} on Intel"), suite::intel(kernel)?.program("perf"));
+        let intel = suite
+            .boot(format!("{kernel} on Intel"), suite::intel(kernel)?.program("perf").program("trace-cmd"));
         every_script(intel, Isa::Vmx);
         what_views_select(intel, Isa::Vmx);
         counters(intel, Isa::Vmx, "tprobe");
         nested_page_faults(intel, Isa::Vmx, "tprobe");
         installed(intel, Isa::Vmx);
+        others_print(intel, Isa::Vmx);
     }
     Ok(())
 }
@@ -108,6 +112,40 @@ fn counted(boot: &mut Boot) {
             Ok(())
         },
     );
+}
+
+/// Counters are of the kernel's own event, as long as that tells what is asked for.
+fn counted_by_need(boot: &mut Boot) {
+    let guests = ["own", "dynamic"].map(|name| Guest::new(name, "msr").repeat(3));
+    let count = |guest: &Guest, arguments: &[&str]| {
+        let stat = stat(guest.name(), &[&["--count-only", "--view", "msr"], arguments, &["--"]].concat());
+        Process { argv: [stat.argv, guest.argv()].concat(), ..stat }
+    };
+    let scenario = Scenario::new("counters by need")
+        .run(count(&guests[0], &[]))
+        .run(count(&guests[1], &["--level", "l2"]))
+        .run(exitregs("bpf", ["stat", "--count-only", "--source", "bpf"]));
+    boot.test(scenario, move |played| {
+        played.failed("bpf", 2, &["--source: this one has no events that perf could count"])?;
+        let truths = [guests[0].truth(played)?, guests[1].truth(played)?];
+        let both = [Level::L1, Level::L2].map(|level| bounds(&truths[0], "msr", Isa::Svm, level));
+        let l2 = bounds(&truths[1], "msr", Isa::Svm, Level::L2);
+        let expected = [
+            ("own", "kvm:kvm_exit", None, (both[0].0 + both[1].0, both[0].1.saturating_add(both[1].1))),
+            ("dynamic", "exitregs:kvm_exit", Some(2), l2),
+        ];
+        for (name, event, level, (least, most)) in expected {
+            played.succeeded(&[name])?;
+            let text = played.read(&format!("{name}.json"))?;
+            let counts: serde_json::Value = serde_json::from_str(&text).context("stat's JSON")?;
+            let counters = counts["counters"].as_array().context("no counters")?;
+            ensure!(counters.len() == 1 && counters[0]["event"] == event, "{name}: {text}");
+            ensure!(counters[0]["level"].as_u64() == level, "{name}: {text}");
+            let count = counters[0]["count"].as_u64().context("no count")?;
+            ensure!(least > 0 && (least..=most).contains(&count), "{name}: {count}, not {least} to {most}");
+        }
+        Ok(())
+    });
 }
 
 /// The kernel applies the same filters as to the patched kernel's events.
@@ -188,6 +226,7 @@ fn installed(boot: &mut Boot, isa: Isa) {
     boot.test(scenario, move |played| {
         played.succeeded(&["list", "list-json", "use", "guest", "unused", "list-none"])?;
         played.failed("install", 0, &["made kvm_exit, kvm_entry", "in the group exitregs"])?;
+        played.failed("install", 0, &["remove them before kvm.ko is unloaded"])?;
         played.failed("again", 0, &["they are there already"])?;
         played.failed("trace", 0, &["tracing by the tprobe source"])?;
         let list = played.stdout("list")?;
@@ -211,16 +250,48 @@ fn installed(boot: &mut Boot, isa: Isa) {
         let counted = played.read("perf.csv")?;
         let count = counted.lines().find_map(|line| line.split(',').next()?.parse::<u64>().ok());
         ensure!(count == Some(least), "perf stat: {counted}, not {least}");
-        let trace = played.read("trace.txt")?;
-        let lines: Vec<_> = trace.lines().filter(|line| line.contains("kvm_exit: ")).collect();
-        ensure!(lines.len() == expected.len(), "{} lines, not {}:\n{trace}", lines.len(), expected.len());
-        for (line, (_, rcx, rax)) in lines.iter().zip(&expected) {
-            let registers =
-                [format!(" rax={rax:#x} "), format!(" rcx={rcx:#x} "), " is_nested=1 ".to_owned()];
-            ensure!(registers.iter().all(|register| line.contains(register)), "{line}: not {registers:?}");
-        }
+        printed(&played.read("trace.txt")?, &expected)?;
         let hist = played.read("hist.txt")?;
         ensure!(hist.contains(&format!("Hits: {least}\n")), "hist: {hist}, not {least}");
+        Ok(())
+    });
+}
+
+/// The lines that tracefs and its users print of these exits: RIP, RCX and RAX of each.
+fn printed(text: &str, expected: &[(Option<u64>, u64, u64)]) -> Result<()> {
+    let lines: Vec<_> = text.lines().filter(|line| line.contains("kvm_exit: ")).collect();
+    ensure!(lines.len() == expected.len(), "{} lines, not {}:\n{text}", lines.len(), expected.len());
+    for (line, (_, rcx, rax)) in lines.iter().zip(expected) {
+        let registers = [format!(" rax={rax:#x} "), format!(" rcx={rcx:#x} "), " is_nested=1 ".to_owned()];
+        ensure!(registers.iter().all(|register| line.contains(register)), "{line}: not {registers:?}");
+    }
+    Ok(())
+}
+
+/// trace-cmd, with its plugins and without, and perf print what the events say.
+fn others_print(boot: &mut Boot, isa: Isa) {
+    let guests = ["trace-cmd", "perf"].map(|name| Guest::new(name, "msr").repeat(3));
+    let text = filter("msr", isa, Level::L2).expect("the views are there");
+    let record = |guest: &Guest, words: &[&str]| {
+        let argv = words.iter().map(|word| (*word).to_owned()).chain(guest.argv()).collect();
+        Process { argv, ..guest.process() }
+    };
+    let event = "exitregs:kvm_exit";
+    let scenario = Scenario::new("others print the fields")
+        .run(exitregs("install", ["events", "install"]))
+        .run(record(&guests[0], &["trace-cmd", "record", "-e", event, "-f", &text, "-o", "trace.dat"]))
+        .run(record(&guests[1], &["perf", "record", "-a", "-e", event, "--filter", &text, "-o", "perf.data"]))
+        .run(Process::new("report", ["trace-cmd", "report", "trace.dat"]))
+        .run(Process::new("report-plain", ["trace-cmd", "report", "-N", "trace.dat"]))
+        .run(Process::new("script", ["perf", "script", "-i", "perf.data"]))
+        .run(exitregs("remove", ["events", "remove"]));
+    boot.test(scenario, move |played| {
+        played.succeeded(&["install", "trace-cmd", "perf", "report", "report-plain", "script", "remove"])?;
+        for (name, guest) in [("report", 0), ("report-plain", 0), ("script", 1)] {
+            let expected = scripted("msr", isa, &guests[guest].truth(played)?);
+            ensure!(expected.len() >= 10, "the script has only {} of them", expected.len());
+            printed(&played.stdout(name)?, &expected).context(name)?;
+        }
         Ok(())
     });
 }
@@ -344,6 +415,7 @@ fn under_load(boot: &mut Boot) {
                     && ![
                         "tracing by the tprobe source",
                         "they are there already",
+                        "remove them before",
                         "made ",
                         "removed ",
                         "there are none",
@@ -359,14 +431,14 @@ fn under_load(boot: &mut Boot) {
     });
 }
 
-/// KVM's modules are loaded anew while the events are installed: those on tracepoints go on, that on a function is made anew, and
-/// all say what is true.
+/// kvm_amd.ko is loaded anew while the events are installed: those on tracepoints go on, that on a function is made anew, and all
+/// say what is true. Of kvm.ko docs/sources.md says why it must not be.
 fn reloaded(boot: &mut Boot) {
     let guest = Guest::new("guest", "page-fault").repeat(2);
     let run = guest.process();
-    let scenario = Scenario::new("KVM reloaded")
+    let scenario = Scenario::new("kvm_amd reloaded")
         .run(exitregs("install", ["events", "install"]))
-        .run(Process::shell("reload", "rmmod kvm_amd && rmmod kvm && modprobe kvm_amd"))
+        .run(Process::shell("reload", "rmmod kvm_amd && modprobe kvm_amd"))
         .run(exitregs("list", ["events", "list"]))
         .run(exitregs("again", ["events", "install"]))
         .then(while_running(vec![tprobe("trace", &[])], |scenario| scenario.run(run)))

@@ -8,6 +8,7 @@ use anyhow::{Context, Result};
 use clap::{Args, Subcommand};
 use exitregs_common::event::GROUP;
 use std::io::Write;
+use std::path::Path;
 
 /// The arguments of `exitregs events`.
 #[derive(Debug, Args)]
@@ -68,6 +69,12 @@ fn install(host: &Host) -> Result<u8> {
         eprintln!("exitregs: made {} in the group {}", made.join(", "), GROUP);
     }
     eprintln!("exitregs: `exitregs events remove` removes them");
+    if Path::new("/sys/module/kvm/initstate").exists() {
+        // docs/sources.md says why.
+        eprintln!(
+            "exitregs: remove them before kvm.ko is unloaded: Linux 6.12 may crash when it is loaded again"
+        );
+    }
     Ok(0)
 }
 
