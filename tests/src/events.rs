@@ -158,13 +158,11 @@ pub fn nested_page_faults(boot: &mut Boot, isa: Isa, source: &'static str) {
         Isa::Vmx => EptViolation::ACC_INSTR.bits(),
     };
     // Dynamic events lack what KVM computes after the probe: the tool joins that, the kernel cannot filter it.
-    let (condition, selects): (_, Box<dyn Fn(&NestedPageFaultFields) -> bool + Send + Sync>) = match source {
-        "tprobe" => ("gpa & 0x1000".to_owned(), Box::new(|fault| fault.gpa & 0x1000 != 0)),
-        _ => (
-            format!("guest_error_code & {fetch:#x}"),
-            Box::new(move |fault| fault.guest_error_code & fetch != 0),
-        ),
+    let (field, mask) = match source {
+        "tprobe" => ("gpa", 0x1000),
+        _ => ("guest_error_code", fetch),
     };
+    let condition = format!("{field} & {mask:#x}");
     let faults_of = |name: &str, arguments: &[&str]| {
         trace(name, &[&["--source", source, "--view", "nested-page-fault"], arguments].concat())
     };
@@ -186,7 +184,11 @@ pub fn nested_page_faults(boot: &mut Boot, isa: Isa, source: &'static str) {
         let faults = record::nested_page_faults(played, "all")?;
         same_faults(&faults, &record::nested_page_faults(played, "faults")?)?;
         ensure!(record::exits(played, "faults")?.is_empty(), "exits that nobody asked for");
-        let some = faults.iter().filter(|fault| selects(&fault.nested_page_fault));
+        let value = |fault: &NestedPageFaultFields| match field {
+            "gpa" => fault.gpa,
+            _ => fault.guest_error_code,
+        };
+        let some = faults.iter().filter(|fault| value(&fault.nested_page_fault) & mask != 0);
         same_faults(&some.cloned().collect::<Vec<_>>(), &record::nested_page_faults(played, "some")?)?;
         ensure!(record::nested_page_faults(played, "l1")?.is_empty(), "a nested page fault of L1's");
         let lines = played.read("text.txt")?;
