@@ -776,6 +776,37 @@ mod tests {
         assert!(compare(&truth[..2], &exits, 7, Extent::Whole).is_err());
     }
 
+    #[test]
+    fn an_interrupted_string_is_followed_to_its_end() {
+        let mut truth = truth();
+        let string = &mut truth[1];
+        (string.instruction, string.exit_reason) = ("rep outs".to_owned(), Some("io".to_owned()));
+        string.exits = Exits::AtLeastOnce;
+        let direction = Some(Direction::Out);
+        string.operands = Operands { port: Some(0x3f8), size: Some(1), direction, ..Operands::default() };
+        let after = Registers { rcx: string.before.rcx - 2, ..string.before };
+        string.after = Some(after);
+
+        let mut exits = faithful(&truth);
+        let mut rest = exits[1].clone();
+        for part in [&mut exits[1], &mut rest] {
+            (part.exit.exit_reason, part.result) = (ExitCode::IOIO.0.into(), Some("ok".to_owned()));
+        }
+        rest.time_ns = exits[2].time_ns + 1;
+        rest.exit.rcx -= 1;
+        // The first part ends where it was; then comes L1's HLT, and then the rest.
+        let first = &mut exits[1];
+        (first.outcome, first.result) = (Outcome::Unknown, Some("?".to_owned()));
+        first.entry.iter_mut().for_each(|entry| (entry.rip, entry.rcx) = (Some(truth[1].rip), after.rcx + 1));
+        let unfinished = exits.clone();
+        exits.insert(3, rest);
+        assert_eq!(compare(&truth, &exits, 7, Extent::Whole).unwrap(), 5);
+
+        assert!(compare(&truth, &unfinished, 7, Extent::Whole).is_err(), "it never came to its end");
+        exits[3].entry.iter_mut().for_each(|entry| entry.rcx += 1);
+        assert!(compare(&truth, &exits, 7, Extent::Whole).is_err(), "it ended otherwise");
+    }
+
     fn row(exit: &Exit) -> Row {
         Row {
             vm: exit.vm,
