@@ -3,14 +3,13 @@
 
 mod overhead;
 mod report;
-mod ways;
 
 use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Args, Subcommand};
 
-/// Measure what watching exits costs
+/// Measure what watching exits and reporting on them costs
 #[derive(Args)]
 pub struct Arguments {
     #[command(subcommand)]
@@ -20,11 +19,13 @@ pub struct Arguments {
 #[derive(Subcommand)]
 enum What {
     Overhead(overhead::Arguments),
+    Report(report::Arguments),
 }
 
 /// Measures and prints.
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     match &arguments.what {
         What::Overhead(arguments) => overhead::run(arguments),
+        What::Report(arguments) => report::run(arguments),
     }
 }

@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: MIT
 //! `cargo xtask bench overhead`: instructions that a VM exit costs more because somebody watches.
 
+mod outcome;
+mod ways;
+
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -14,9 +17,9 @@ use exitregs_lab::module;
 use exitregs_lab::overhead::{Measured, PLAN_PATH, Plan, RESULT_PATH, Workload};
 use exitregs_lab::script::{Guest, Op, Script, Step, Value};
 
-use super::report::Report;
-use super::ways::{self, Needs, UNTRACED, Way};
 use crate::setup;
+use outcome::Report;
+use ways::{Needs, UNTRACED, Way};
 
 /// Instructions that a VM exit costs more because somebody watches: exitregs beside perf, bpftrace and the kernel's own
 ///

@@ -1,260 +1,309 @@
 // SPDX-License-Identifier: MIT
-//! What came out: instructions added per exit, for people and as JSON.
+//! `cargo xtask bench report`: how fast files of exits are reported on, beside what others need for the same files.
+
+mod inputs;
+mod repeat;
+mod run;
+mod sizes;
 
 use std::fmt;
+use std::path::{Path, PathBuf};
+use std::process::{self, ExitCode};
 
 use anyhow::{Context, Result, ensure};
-use exitregs_lab::overhead::{Measured, Run};
+use clap::Args;
+use exitregs_lab::binaries;
+use exitregs_lab::host::Kernel;
+use exitregs_lab::host::requirements::{self, AMD, Requirement};
 use serde::Serialize;
 
-use super::overhead::Work;
-use super::ways::{PAIR, Sees, UNTRACED, Way};
+use crate::setup;
+use inputs::Inputs;
+use run::Measured;
+use sizes::Sizes;
 
-/// Runs of the same that differ by more than this share are worth a remark.
-const SPREAD: f64 = 0.01;
-/// What a watcher may count more or less than KVM: exits before it was ready, or of other guests.
-const TOLERANCE: f64 = 0.01;
+/// Events and exits per second that are reported on: exitregs beside trace-cmd and perf, on the same files
+///
+/// An emulated AMD host records the files. Then they are repeated, which the peers are spared, to see that memory does not
+/// grow. docs/benchmarks.md has the method and a full result.
+#[derive(Args)]
+pub struct Arguments {
+    /// Debian's kernel of this series that the files are recorded on: 6.1 or 6.12
+    #[arg(long, default_value = "6.12")]
+    kernel: Kernel,
+    /// Turns of the guest's script on each of two vCPUs: 20 exits, and 72 events
+    #[arg(long, value_name = "N", default_value_t = 7_000)]
+    turns: u32,
+    /// Events of the repeated files
+    #[arg(long, value_name = "N", default_value_t = 50_000_000)]
+    events: u64,
+    /// Runs of each command, in turns; their median counts
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
+    runs: u32,
+    /// Keep the files in this folder, and take those that are there
+    #[arg(long, value_name = "DIR")]
+    inputs: Option<PathBuf>,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// A command that reads a file.
+struct Way {
+    /// What it reads.
+    file: File,
+    /// As people write it; `FILE` stands for the file's path.
+    command: &'static str,
+    /// That exitregs is compared with it.
+    is_peer: bool,
+}
+
+/// The files.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+enum File {
+    TraceDat,
+    TraceDatZstd,
+    PerfData,
+    Text,
+    Recording,
+}
+
+impl File {
+    const ALL: [Self; 5] = [Self::TraceDat, Self::TraceDatZstd, Self::PerfData, Self::Text, Self::Recording];
+
+    /// In the folder of inputs.
+    fn name(self) -> &'static str {
+        match self {
+            Self::TraceDat => "trace.dat",
+            Self::TraceDatZstd => "trace-zstd.dat",
+            Self::PerfData => "perf.data",
+            Self::Text => "perf.txt",
+            Self::Recording => "recording.arrow",
+        }
+    }
+
+    /// What it is.
+    fn description(self) -> &'static str {
+        match self {
+            Self::TraceDat => "trace.dat, uncompressed",
+            Self::TraceDatZstd => "trace.dat version 7, zstd",
+            Self::PerfData => "perf.data",
+            Self::Text => "text of perf script",
+            Self::Recording => "recording of exitregs",
+        }
+    }
+}
+
+const fn way(file: File, command: &'static str) -> Way {
+    Way { file, command, is_peer: true }
+}
+
+/// The floor, or exitregs itself.
+const fn no_peer(file: File, command: &'static str) -> Way {
+    Way { file, command, is_peer: false }
+}
+
+/// exitregs' own command.
+const REPORT: &str = "exitregs report FILE";
+/// What only reads.
+const FLOOR: &str = "cat FILE >/dev/null";
+
+const WAYS: [Way; 18] = [
+    no_peer(File::TraceDat, FLOOR),
+    way(File::TraceDat, "trace-cmd report FILE"),
+    way(File::TraceDat, "trace-cmd report FILE | mawk '/ kvm_exit: /{n[$6]++} END{for(r in n)print r,n[r]}'"),
+    no_peer(File::TraceDat, REPORT),
+    no_peer(File::TraceDat, "exitregs report --nested FILE"),
+    no_peer(File::TraceDatZstd, FLOOR),
+    way(File::TraceDatZstd, "trace-cmd report FILE"),
+    no_peer(File::TraceDatZstd, REPORT),
+    no_peer(File::PerfData, FLOOR),
+    way(File::PerfData, "perf script -i FILE"),
+    way(
+        File::PerfData,
+        "perf script -i FILE | mawk '/ kvm:kvm_exit: /{n[$8]++} END{for(r in n)print r,n[r]}'",
+    ),
+    way(File::PerfData, "perf kvm --host -i FILE stat report"),
+    no_peer(File::PerfData, REPORT),
+    no_peer(File::Text, FLOOR),
+    way(File::Text, "mawk '/ kvm:kvm_exit: /{n[$8]++} END{for(r in n)print r,n[r]}' FILE"),
+    no_peer(File::Text, REPORT),
+    no_peer(File::Recording, FLOOR),
+    no_peer(File::Recording, REPORT),
+];
+
+/// What exitregs does with repeated files.
+const REPEATED: [Way; 5] = [
+    no_peer(File::TraceDat, REPORT),
+    no_peer(File::PerfData, REPORT),
+    no_peer(File::Recording, FLOOR),
+    no_peer(File::Recording, REPORT),
+    no_peer(File::Recording, "exitregs report --nested FILE"),
+];
+
+/// The ratios that count: exitregs on a file, and the peer's command and file that are compared with it.
+const COMPARED: [(File, File, &str); 3] = [
+    (File::TraceDat, File::TraceDat, "trace-cmd report FILE | mawk"),
+    (File::PerfData, File::PerfData, "perf kvm --host -i FILE stat report"),
+    (File::Text, File::PerfData, "perf script -i FILE | mawk"),
+];
 
 /// Everything.
 #[derive(Serialize)]
-pub struct Report {
-    /// The kernel, as `uname -r` prints it.
+struct Report {
+    /// The kernel that the files are of.
     kernel: String,
-    workloads: Vec<Workload>,
-    ways: Vec<Row>,
+    /// Of this machine.
+    cpus: usize,
+    rows: Vec<Row>,
+    repeated: Vec<Row>,
+    sizes: Vec<Sizes>,
 }
 
-#[derive(Serialize)]
-struct Workload {
-    name: &'static str,
-    description: &'static str,
-    /// Exits of a run.
-    exits: u64,
-    /// Instructions of the vCPU's thread per exit while nobody watches.
-    untraced: f64,
-}
-
+/// One command on one file.
 #[derive(Serialize)]
 struct Row {
-    name: &'static str,
-    /// Events that it counted, per exit.
-    seen: f64,
-    /// By workload.
-    added: Vec<Added>,
+    file: File,
+    command: &'static str,
+    is_peer: bool,
+    /// Events of KVM's in the file; in a recording exits.
+    events: u64,
+    bytes: u64,
+    #[serde(flatten)]
+    measured: Measured,
 }
 
-/// Instructions per exit, more than while nobody watches.
-#[derive(Serialize)]
-struct Added {
-    /// Of the vCPU's thread.
-    vcpu: f64,
-    /// Of the whole machine.
-    machine: f64,
-    /// Difference of the largest and the smallest of the runs, as a share of their median.
-    spread: f64,
-    /// What was measured, nothing subtracted.
-    runs: Vec<Run>,
-}
-
-/// Instructions of one workload under one way of watching.
-struct Cost {
-    vcpu: f64,
-    machine: f64,
-    exits: f64,
-    spread: f64,
-}
-
-impl Cost {
-    fn of(runs: &[Run]) -> Result<Self> {
-        let values = |value: fn(&Run) -> u64| {
-            let mut values: Vec<u64> = runs.iter().map(value).collect();
-            values.sort_unstable();
-            values
-        };
-        let median = |values: &[u64]| values.get(values.len() / 2).map(|&value| value as f64);
-        let vcpu = values(|run| run.vcpu);
-        let (Some(&least), Some(&most), Some(middle)) = (vcpu.first(), vcpu.last(), median(&vcpu)) else {
-            anyhow::bail!("there was no run");
-        };
-        let machine = median(&values(|run| run.machine)).context("there was no run")?;
-        let exits =
-            median(&values(|run| run.exits)).filter(|&exits| exits > 0.0).context("there was no exit")?;
-        Ok(Self { vcpu: middle, machine, exits, spread: (most - least) as f64 / middle })
+impl Row {
+    /// Millions of events a second.
+    fn rate(&self) -> f64 {
+        self.events as f64 / self.measured.wall_s / 1e6
     }
 }
 
-impl Report {
-    /// Compares what was measured. All slices are in the order of the plan.
-    ///
-    /// # Errors
-    /// If a watcher did not see the exits that it was to see: then its cost says nothing.
-    pub fn new(kernel: String, works: &[Work], ways: &[Way], measured: &[Measured]) -> Result<Self> {
-        ensure!(ways.len() == measured.len(), "{} of {} were measured", measured.len(), ways.len());
-        let costs = |measured: &Measured| -> Result<Vec<Cost>> {
-            measured.workloads.iter().map(|runs| Cost::of(runs)).collect()
-        };
-        let base = measured
-            .first()
-            .filter(|first| first.name == UNTRACED)
-            .context("what costs nothing comes first")?;
-        let base = costs(base)?;
-        ensure!(base.len() == works.len(), "{} of {} workloads were measured", base.len(), works.len());
-        let mut rows = Vec::new();
-        for (way, measured) in ways.iter().zip(measured) {
-            let seen = way.seen(measured)? as f64 / measured.all_exits as f64;
-            let expected = match way.sees {
-                Sees::Nothing => Some(0.0),
-                Sees::Some => None,
-                Sees::All => Some(1.0),
-                Sees::Both => Some(2.0),
-            };
-            if let Some(expected) = expected {
-                ensure!(
-                    (seen - expected).abs() <= TOLERANCE,
-                    "{} saw {seen:.3} events per exit instead of {expected}: {}",
-                    way.name,
-                    measured.output.concat()
-                );
-            }
-            let costs = costs(measured)?;
-            let added = costs.iter().zip(&base).zip(&measured.workloads).map(|((cost, base), runs)| Added {
-                vcpu: (cost.vcpu - base.vcpu) / cost.exits,
-                machine: (cost.machine - base.machine) / cost.exits,
-                spread: cost.spread,
-                runs: runs.clone(),
-            });
-            rows.push(Row { name: way.name, seen, added: added.collect() });
+/// Measures and prints.
+pub fn run(arguments: &Arguments) -> Result<ExitCode> {
+    let mawk = Requirement::new("mawk", "mawk");
+    requirements::install(&[&AMD[..], &setup::BUILD, &setup::PEERS, &[mawk]].concat())?;
+    let temporary = tempfile::tempdir().context("cannot make a temporary folder")?;
+    let folder = arguments.inputs.as_deref().unwrap_or(temporary.path());
+    let inputs = Inputs::prepare(folder, arguments.kernel, arguments.turns)?;
+    let tool = binaries::tool()?;
+
+    let rows = measure(&WAYS, &inputs, &tool, arguments.runs)?;
+    let repeated = Inputs::repeated(&inputs, arguments.events, temporary.path())?;
+    let repeated = measure(&REPEATED, &repeated, &tool, arguments.runs.min(3))?;
+    let report = Report {
+        kernel: inputs.kernel.clone(),
+        cpus: std::thread::available_parallelism().map_or(1, usize::from),
+        rows,
+        repeated,
+        sizes: sizes::of(&inputs)?,
+    };
+    if arguments.json {
+        println!("{}", serde_json::to_string_pretty(&report)?);
+    } else {
+        print!("{report}");
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Runs each way so often, in turns.
+fn measure(ways: &[Way], inputs: &Inputs, tool: &Path, runs: u32) -> Result<Vec<Row>> {
+    let mut measured = vec![Vec::new(); ways.len()];
+    for turn in 1..=runs {
+        eprintln!("bench: turn {turn} of {runs}");
+        for (way, measured) in ways.iter().zip(&mut measured) {
+            measured.push(run::once(way.command, &inputs.path(way.file), tool)?);
         }
-        let workloads = works.iter().zip(&base).map(|(work, base)| Workload {
-            name: work.name,
-            description: work.description,
-            exits: base.exits as u64,
-            untraced: base.vcpu / base.exits,
-        });
-        Ok(Self { kernel, workloads: workloads.collect(), ways: rows })
     }
-
-    fn row(&self, name: &str) -> Option<&Row> {
-        self.ways.iter().find(|row| row.name == name)
-    }
+    let rows = ways.iter().zip(measured).map(|(way, measured)| {
+        let path = inputs.path(way.file);
+        Ok(Row {
+            file: way.file,
+            command: way.command,
+            is_peer: way.is_peer,
+            events: inputs.events(way.file),
+            bytes: path.metadata().with_context(|| path.display().to_string())?.len(),
+            measured: Measured::median(measured),
+        })
+    });
+    rows.collect()
 }
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "Instructions added per exit, Linux {}", self.kernel)?;
-        for Workload { name, description, exits, untraced } in &self.workloads {
-            writeln!(
-                f,
-                "  {name}: {description}: {exits} exits, {untraced:.0} instructions each while nobody watches"
-            )?;
-        }
-        writeln!(
-            f,
-            "  thread: by the vCPU's thread, so in the kernel. machine: also by the program that watches."
-        )?;
-        writeln!(
-            f,
-            "  x pair: as a multiple of `{PAIR}`. seen: events per exit, both workloads together.\n"
-        )?;
-
-        write!(f, "{:36}", "")?;
-        for workload in &self.workloads {
-            write!(f, " {:>9} {:>8} {:>9}", format!("{} thread", workload.name), "x pair", "machine")?;
-        }
-        writeln!(f, " {:>6}", "seen")?;
-        let pair = self.row(PAIR);
-        for row in self.ways.iter().filter(|row| row.name != UNTRACED) {
-            write!(f, "{:36}", row.name)?;
-            for (number, added) in row.added.iter().enumerate() {
-                let ratio = pair
-                    .map_or_else(String::new, |pair| format!("{:.2}", added.vcpu / pair.added[number].vcpu));
-                write!(
+        writeln!(f, "Reports on files of Linux {}, on {} CPUs\n", self.kernel, self.cpus)?;
+        table(f, &self.rows)?;
+        writeln!(f, "\nThe same events again and again\n")?;
+        table(f, &self.repeated)?;
+        writeln!(f)?;
+        for (file, peers_file, peer) in COMPARED {
+            let ours = self.rows.iter().find(|row| row.file == file && row.command == REPORT);
+            let peer = self.rows.iter().find(|row| row.file == peers_file && row.command.starts_with(peer));
+            if let Some((ours, peer)) = ours.zip(peer) {
+                writeln!(
                     f,
-                    " {:>9} {ratio:>8} {:>9}",
-                    format!("{:+.0}", added.vcpu),
-                    format!("{:+.0}", added.machine)
+                    "{}: {:.1} times as fast as {}, with 1/{:.1} of its CPU time",
+                    file.description(),
+                    ours.rate() / peer.rate(),
+                    peer.command,
+                    peer.measured.cpu_s / ours.measured.cpu_s,
                 )?;
             }
-            writeln!(f, " {:>6.2}", row.seen)?;
         }
-
-        for (ours, peers) in COMPARED {
-            let Some(ours) = self.row(ours) else { continue };
-            let ratios: Vec<_> = peers
-                .iter()
-                .filter_map(|&peer| self.row(peer))
-                .map(|peer| {
-                    let ratios: Vec<_> = ours
-                        .added
-                        .iter()
-                        .zip(&peer.added)
-                        .map(|(ours, peer)| format!("{:.2}", ours.vcpu / peer.vcpu))
-                        .collect();
-                    format!("{} x {}", ratios.join(" / "), peer.name)
-                })
-                .collect();
-            if !ratios.is_empty() {
-                writeln!(f, "\n{} costs (thread, {}):", ours.name, self.names().join(" / "))?;
-                for ratio in ratios {
-                    writeln!(f, "  {ratio}")?;
-                }
-            }
-        }
-        for row in &self.ways {
-            for (workload, added) in
-                self.workloads.iter().zip(&row.added).filter(|(_, added)| added.spread > SPREAD)
-            {
-                let percent = added.spread * 100.0;
-                writeln!(f, "\nThe runs of {} {} differ by {percent:.1} %.", row.name, workload.name)?;
-            }
-        }
-        Ok(())
+        writeln!(f)?;
+        self.sizes.iter().try_for_each(|sizes| writeln!(f, "{sizes}"))
     }
 }
 
-impl Report {
-    fn names(&self) -> Vec<&'static str> {
-        self.workloads.iter().map(|workload| workload.name).collect()
+fn table(f: &mut fmt::Formatter<'_>, rows: &[Row]) -> fmt::Result {
+    for file in File::ALL {
+        let rows: Vec<&Row> = rows.iter().filter(|row| row.file == file).collect();
+        let Some(first) = rows.first() else { continue };
+        let (events, bytes) = (first.events, first.bytes);
+        let what = if file == File::Recording { "exits" } else { "events" };
+        writeln!(
+            f,
+            "{}: {events} {what}, {:.1} bytes each",
+            file.description(),
+            bytes as f64 / events as f64
+        )?;
+        writeln!(f, "  {:>10} {:>8} {:>8} {:>8}", format!("M {what}/s"), "wall s", "CPU s", "MiB")?;
+        for row in rows {
+            let Measured { wall_s, cpu_s, peak_mib } = row.measured;
+            writeln!(f, "  {:>10.2} {wall_s:>8.3} {cpu_s:>8.3} {peak_mib:>8}  {}", row.rate(), row.command)?;
+        }
+    }
+    Ok(())
+}
+
+/// The number of lines in which `mark` stands, of a text or of what a command prints.
+fn lines_with(mut text: impl std::io::BufRead, mark: &str) -> Result<u64> {
+    let (mut line, mut count) = (Vec::new(), 0);
+    loop {
+        line.clear();
+        if text.read_until(b'\n', &mut line)? == 0 {
+            return Ok(count);
+        }
+        count += u64::from(line.windows(mark.len()).any(|part| part == mark.as_bytes()));
     }
 }
 
-/// Ours, and those that do a part of the same.
-const COMPARED: [(&str, &[&str]); 2] = [
-    (
-        "exitregs stat",
-        &[
-            PAIR,
-            "kvm_exit, hist by exit_reason",
-            "perf kvm stat record",
-            "bpftrace count by reason",
-            "bpftrace time by reason",
-        ],
-    ),
-    (
-        "exitregs trace",
-        &[
-            PAIR,
-            "perf record kvm_exit",
-            "perf record kvm_exit + kvm_entry",
-            "perf kvm stat record",
-            "bpftrace time by reason",
-        ],
-    ),
-];
+/// The exits that exitregs counts in a file.
+fn exits(tool: &Path, path: &Path) -> Result<u64> {
+    let output = process::Command::new(tool).args(["report", "--json"]).arg(path).output();
+    let output = output.with_context(|| format!("cannot run {}", tool.display()))?;
+    let object: serde_json::Value = serde_json::from_slice(&output.stdout)
+        .with_context(|| String::from_utf8_lossy(&output.stderr).into_owned())?;
+    let rows = object["rows"].as_array().context("the report has no rows")?;
+    let number = |row: &serde_json::Value, name: &str| row[name].as_u64().unwrap_or(0);
+    Ok(rows.iter().map(|row| number(row, "exits") + number(row, "not_ended")).sum())
+}
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn run(vcpu: u64) -> Run {
-        Run { vcpu, machine: 2 * vcpu, exits: 10 }
-    }
-
-    #[test]
-    fn the_median_counts_and_the_spread_shows() {
-        let cost = Cost::of(&[run(1000), run(5000), run(1010)]).unwrap();
-        assert_eq!((cost.vcpu, cost.machine, cost.exits), (1010.0, 2020.0, 10.0));
-        assert!(cost.spread > 3.9 && cost.spread < 4.0);
-        assert!(Cost::of(&[]).is_err());
-    }
+/// That exitregs counts the exits in a file that there are.
+fn check(tool: &Path, path: &Path, printed: u64) -> Result<()> {
+    let counted = exits(tool, path)?;
+    let path = path.display();
+    ensure!(counted == printed, "{path}: exitregs counts {counted} exits, but {printed} are printed");
+    Ok(())
 }
