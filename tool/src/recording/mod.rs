@@ -11,12 +11,12 @@ pub use write::Writer;
 
 use crate::analysis::batch::{Batch, CLASS_FIELDS};
 use arrow_schema::{DataType, Field, Fields, Schema};
-use exitregs_common::event::{Event, KvmEntry, KvmExit, KvmNestedPageFault};
+use exitregs_common::event::{self, Event, KvmEntry, KvmExit, KvmNestedPageFault};
 use exitregs_common::isa::Isa;
 use std::collections::HashMap;
 
 /// The version of the format; a reader refuses others.
-const VERSION: &str = "1";
+const VERSION: &str = "2";
 /// The most rows of a batch: a row's class is a number of 16 bits.
 pub const MAX_ROWS: usize = Batch::MAX;
 
@@ -109,17 +109,41 @@ fn base(entry_field: usize) -> Option<usize> {
     }
 }
 
-fn data_type(field: &exitregs_common::event::Field) -> DataType {
-    match field.size {
-        1 => DataType::UInt8,
-        4 => DataType::UInt32,
-        _ => DataType::UInt64,
+/// How the numbers of 64 bits are stored that a column of a batch has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Wide {
+    /// In [parts](wide_type).
+    Parts,
+    /// As they are: there are few of them.
+    Whole,
+}
+
+fn data_type(field: &event::Field, wide: Wide) -> DataType {
+    match (field.size, wide) {
+        (1, _) => DataType::UInt8,
+        (4, _) => DataType::UInt32,
+        (_, Wide::Parts) => DataType::Struct(wide_type()),
+        (_, Wide::Whole) => DataType::UInt64,
     }
 }
 
-fn event_fields<E: Event>(prefix: &str, indices: impl Iterator<Item = usize>) -> Vec<Field> {
-    let field = |index: usize| &E::FIELDS[index];
-    indices.map(|i| Field::new(format!("{prefix}{}", field(i).name), data_type(field(i)), true)).collect()
+/// A number of 64 bits in parts: bits 0 to 7, 8 to 15, 16 to 31, and 32 to 63. What varies is mostly in the lower ones, and
+/// zstd packs and unpacks each by itself in a fraction of the room and the time that it takes for whole numbers.
+fn wide_type() -> Fields {
+    let part = |name, data_type| Field::new(name, data_type, false);
+    vec![
+        part("byte0", DataType::UInt8),
+        part("byte1", DataType::UInt8),
+        part("word1", DataType::UInt16),
+        part("dword1", DataType::UInt32),
+    ]
+    .into()
+}
+
+fn event_fields<E: Event>(prefix: &str, indices: impl Iterator<Item = usize>, wide: Wide) -> Vec<Field> {
+    let named =
+        |field: &event::Field| Field::new(format!("{prefix}{}", field.name), data_type(field, wide), true);
+    indices.map(|index| named(&E::FIELDS[index])).collect()
 }
 
 fn class_type() -> Fields {
@@ -132,29 +156,30 @@ fn class_type() -> Fields {
         Field::new("detail", DataType::UInt64, true),
     ];
     debug_assert_eq!(members.len(), OWN_MEMBERS);
-    members.extend(event_fields::<KvmExit>("", class_members()));
+    members.extend(event_fields::<KvmExit>("", class_members(), Wide::Whole));
     members.into()
 }
 
 fn fault_type() -> Fields {
-    event_fields::<KvmNestedPageFault>("", 0..KvmNestedPageFault::FIELDS.len()).into()
+    event_fields::<KvmNestedPageFault>("", 0..KvmNestedPageFault::FIELDS.len(), Wide::Whole).into()
 }
 
 fn schema() -> Schema {
     let class = DataType::Dictionary(Box::new(DataType::UInt16), Box::new(DataType::Struct(class_type())));
+    let wide = |name, nullable| Field::new(name, DataType::Struct(wide_type()), nullable);
     let mut fields = vec![
-        Field::new("time", DataType::Int64, false),
+        wide("time", false),
         Field::new("class", class, false),
-        Field::new("next_entry", DataType::UInt64, true),
-        Field::new("entry", DataType::UInt64, true),
+        wide("next_entry", true),
+        wide("entry", true),
         Field::new("lost", DataType::UInt64, false),
         Field::new("rip_written", DataType::UInt8, false),
         Field::new("operands", DataType::UInt8, false),
         Field::new("results", DataType::UInt8, false),
     ];
     debug_assert_eq!(fields.len(), OWN_COLUMNS);
-    fields.extend(event_fields::<KvmExit>("exit.", exit_columns()));
-    fields.extend(event_fields::<KvmEntry>("entry.", 0..KvmEntry::FIELDS.len()));
+    fields.extend(event_fields::<KvmExit>("exit.", exit_columns(), Wide::Parts));
+    fields.extend(event_fields::<KvmEntry>("entry.", 0..KvmEntry::FIELDS.len(), Wide::Parts));
     fields.push(Field::new(KvmNestedPageFault::NAME, DataType::Struct(fault_type()), true));
     Schema::new(fields)
 }

@@ -9,7 +9,7 @@ use super::{
 use crate::analysis::batch::{Batch, Class, Column, Columns, NEVER, told};
 use crate::analysis::pairing::{NestedPageFault, Record};
 use arrow_array::cast::AsArray;
-use arrow_array::types::{Int64Type, UInt8Type, UInt16Type, UInt32Type, UInt64Type};
+use arrow_array::types::{UInt8Type, UInt16Type, UInt32Type, UInt64Type};
 use arrow_array::{Array, ArrayRef, RecordBatch, StructArray};
 use arrow_buffer::Buffer;
 use arrow_ipc::reader::{RecordBatchDecoder, read_dictionary};
@@ -79,8 +79,8 @@ struct Framed {
 pub struct Encoded {
     offset: u64,
     schema: SchemaRef,
-    dictionaries: Vec<(Vec<u8>, Vec<u8>)>,
-    batch: (Vec<u8>, Vec<u8>),
+    dictionaries: Vec<(Vec<u8>, Buffer)>,
+    batch: (Vec<u8>, Buffer),
 }
 
 impl<R: Read> Reader<R> {
@@ -151,10 +151,10 @@ impl<R: Read> Reader<R> {
             match kind {
                 // Delta dictionaries and the like are not written; the batch's own comes last.
                 MessageHeader::DictionaryBatch if dictionaries.is_empty() => {
-                    dictionaries.push((framed.head, framed.body));
+                    dictionaries.push((framed.head, Buffer::from_vec(framed.body)));
                 }
                 MessageHeader::RecordBatch => {
-                    let batch = (framed.head, framed.body);
+                    let batch = (framed.head, Buffer::from_vec(framed.body));
                     let schema = Arc::clone(&self.schema);
                     return Ok(Some(Encoded { offset: framed.offset, schema, dictionaries, batch }));
                 }
@@ -275,18 +275,16 @@ impl Encoded {
             if dictionary.isDelta() {
                 return Err(self.damage("a dictionary that continues another"));
             }
-            let body = Buffer::from_slice_ref(body);
             let version = MetadataVersion::V5;
-            read_dictionary(&body, dictionary, &self.schema, &mut dictionaries, &version)
+            read_dictionary(body, dictionary, &self.schema, &mut dictionaries, &version)
                 .map_err(|error| self.damage(error))?;
         }
         let (head, body) = &self.batch;
         let message = parse(head).map_err(|what| self.damage(what))?;
         let batch = message.header_as_record_batch().ok_or_else(|| self.damage("no batch"))?;
         let rows = check(&batch, body).map_err(|what| self.damage(what))?;
-        let body = Buffer::from_slice_ref(body);
         let schema = Arc::clone(&self.schema);
-        let decoder = RecordBatchDecoder::try_new(&body, batch, schema, &dictionaries, &MetadataVersion::V5);
+        let decoder = RecordBatchDecoder::try_new(body, batch, schema, &dictionaries, &MetadataVersion::V5);
         let decoded = decoder
             .and_then(|decoder| decoder.with_projection(Some(places)).read_record_batch())
             .map_err(|error| self.damage(error))?;
@@ -332,14 +330,11 @@ impl Encoded {
         batch.lost = decoded.column(lost).as_primitive::<UInt64Type>().values().iter().sum();
         if let Some(place) = times {
             let mut time = 0_u64;
-            let since = decoded.column(place).as_primitive::<Int64Type>().values();
-            batch.exit_time = since
-                .iter()
-                .map(|since| {
-                    time = time.wrapping_add(*since as u64);
-                    time
-                })
-                .collect();
+            batch.exit_time = wide(decoded.column(place));
+            for since in &mut batch.exit_time {
+                time = time.wrapping_add(*since);
+                *since = time;
+            }
         }
         if let Some(place) = next {
             batch.next_entry = or_never(decoded.column(place));
@@ -391,7 +386,7 @@ impl Encoded {
         let decoded = self.columns(&places)?;
         let all = decoded.column(CLASS).as_dictionary::<UInt16Type>();
         let (classes, _) = classes(all.values().as_struct());
-        let since = decoded.column(TIME).as_primitive::<Int64Type>();
+        let since = wide(decoded.column(TIME));
         let (next, after) = (or_never(decoded.column(NEXT_ENTRY)), or_never(decoded.column(ENTRY)));
         let [rip_written, operands, results] =
             [RIP_WRITTEN, OPERANDS, RESULTS].map(|place| decoded.column(place).as_primitive::<UInt8Type>());
@@ -407,7 +402,7 @@ impl Encoded {
         let mut time = 0_u64;
         let mut records = Vec::with_capacity(decoded.num_rows());
         for row in 0..decoded.num_rows() {
-            time = time.wrapping_add(since.value(row) as u64);
+            time = time.wrapping_add(since[row]);
             let place = usize::from(all.keys().value(row));
             let class = classes.get(place).ok_or_else(|| self.damage("exits of no class"))?;
             if faults.is_valid(row) {
@@ -501,18 +496,32 @@ fn cut(value: u64, size: usize) -> u64 {
 }
 
 fn or_never(array: &ArrayRef) -> Vec<u64> {
-    let array = array.as_primitive::<UInt64Type>();
-    match array.nulls() {
-        None => array.values().to_vec(),
-        Some(_) => array.iter().map(|value| value.unwrap_or(NEVER)).collect(),
+    let mut values = wide(array);
+    if let Some(nulls) = array.nulls() {
+        for (value, is_valid) in values.iter_mut().zip(nulls) {
+            *value = if is_valid { *value } else { NEVER };
+        }
     }
+    values
+}
+
+/// Numbers of 64 bits from their parts.
+fn wide(array: &ArrayRef) -> Vec<u64> {
+    let parts = array.as_struct().columns();
+    let [low, high] = [0, 1].map(|part| parts[part].as_primitive::<UInt8Type>().values());
+    let word = parts[2].as_primitive::<UInt16Type>().values();
+    let dword = parts[3].as_primitive::<UInt32Type>().values();
+    let bytes = low.iter().zip(high).map(|(low, high)| u64::from(*low) | u64::from(*high) << 8);
+    let words = word.iter().zip(dword).map(|(word, dword)| u64::from(*word) << 16 | u64::from(*dword) << 32);
+    bytes.zip(words).map(|(bytes, words)| bytes | words).collect()
 }
 
 fn column(array: &ArrayRef) -> Column {
     let values = match array.data_type() {
         DataType::UInt8 => array.as_primitive::<UInt8Type>().values().iter().map(|v| (*v).into()).collect(),
         DataType::UInt32 => array.as_primitive::<UInt32Type>().values().iter().map(|v| (*v).into()).collect(),
-        _ => array.as_primitive::<UInt64Type>().values().to_vec(),
+        DataType::UInt64 => array.as_primitive::<UInt64Type>().values().to_vec(),
+        _ => wide(array),
     };
     let unknown = array.nulls().map(|nulls| nulls.iter().map(|valid| !valid).collect()).unwrap_or_default();
     Column { values, unknown }

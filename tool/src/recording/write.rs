@@ -2,21 +2,21 @@
 //! Writing recordings.
 
 use super::{
-    MAX_ROWS, Metadata, OWN_COLUMNS, base, class_members, class_type, exit_columns, fault_type, schema,
+    MAX_ROWS, Metadata, OWN_COLUMNS, Wide, base, class_members, class_type, exit_columns, fault_type, schema,
+    wide_type,
 };
 use crate::analysis::batch::{CLASS_FIELDS, Class, registers, told};
 use crate::analysis::pairing::{NestedPageFault, Record};
 use arrow_array::types::UInt16Type;
 use arrow_array::{
-    ArrayRef, DictionaryArray, Int64Array, RecordBatch, StringArray, StructArray, UInt8Array, UInt16Array,
-    UInt32Array, UInt64Array,
+    ArrayRef, DictionaryArray, RecordBatch, StringArray, StructArray, UInt8Array, UInt16Array, UInt32Array,
+    UInt64Array,
 };
 use arrow_buffer::NullBuffer;
-use arrow_ipc::CompressionType;
-
 use arrow_ipc::writer::{
     DictionaryTracker, EncodedData, IpcDataGenerator, IpcWriteContext, IpcWriteOptions, write_message,
 };
+use arrow_ipc::{CompressionType, MetadataVersion};
 use arrow_schema::{ArrowError, Schema, SchemaRef};
 use exitregs_common::detail;
 use exitregs_common::event::{Event, Exit, Field, KvmEntry, KvmExit, KvmNestedPageFault, field_bit};
@@ -26,6 +26,8 @@ use std::sync::Arc;
 
 /// zstd's; the next one takes twice the time for a tenth less.
 const COMPRESSION_LEVEL: i32 = 3;
+/// Bytes that parts of a batch are padded to: most are short.
+const ALIGNMENT: usize = 8;
 /// What ends a stream.
 const END: [u8; 8] = [0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0];
 
@@ -45,8 +47,8 @@ impl Writer {
     /// # Errors
     /// Arrow was built without zstd.
     pub fn new(metadata: &Metadata) -> io::Result<Self> {
-        let options = IpcWriteOptions::default()
-            .try_with_compression(Some(CompressionType::ZSTD))
+        let options = IpcWriteOptions::try_new(ALIGNMENT, false, MetadataVersion::V5)
+            .and_then(|options| options.try_with_compression(Some(CompressionType::ZSTD)))
             .and_then(|options| options.try_with_compression_level(Some(COMPRESSION_LEVEL)))
             .map_err(arrow)?;
         let Schema { fields, .. } = schema();
@@ -138,19 +140,18 @@ impl Writer {
             .collect();
         let mut columns: Vec<ArrayRef> = Vec::with_capacity(self.schema.fields().len());
         let mut last = 0;
-        columns.push(Arc::new(Int64Array::from_iter_values(rows.iter().map(|exit| {
-            let since = exit.exit_time.wrapping_sub(last) as i64;
-            last = exit.exit_time;
-            since
-        }))));
+        columns.push(wide(rows.iter().map(|exit| {
+            let before = std::mem::replace(&mut last, exit.exit_time);
+            Some(exit.exit_time.wrapping_sub(before))
+        })));
         columns.push(classes(&rows, name)?);
         let next_entry = |exit: &Exit| {
             (exit.next_entry_time != 0).then(|| exit.next_entry_time.wrapping_sub(exit.exit_time))
         };
-        columns.push(Arc::new(UInt64Array::from_iter(rows.iter().map(next_entry))));
+        columns.push(wide(rows.iter().map(next_entry)));
         let entry =
             |exit: &Exit| (exit.entry_time != 0).then(|| exit.entry_time.wrapping_sub(exit.next_entry_time));
-        columns.push(Arc::new(UInt64Array::from_iter(rows.iter().map(entry))));
+        columns.push(wide(rows.iter().map(entry)));
         let mut lost = self.lost;
         columns.push(Arc::new(UInt64Array::from_iter_values(rows.iter().map(|_| std::mem::take(&mut lost)))));
         columns.push(Arc::new(UInt8Array::from_iter_values(rows.iter().map(|exit| exit.rip_written))));
@@ -160,7 +161,7 @@ impl Writer {
 
         for index in exit_columns() {
             let value = |exit: &Exit| exit.exit.value(index).unwrap_or(0);
-            columns.push(column(&KvmExit::FIELDS[index], &rows, value, |exit| {
+            columns.push(column(&KvmExit::FIELDS[index], Wide::Parts, &rows, value, |exit| {
                 let registers = if exit.exit.is_protected != 0 { registers::<KvmExit>() } else { 0 };
                 let told = told::<KvmExit>(exit.operands);
                 (exit.exit_unknown & !told | registers) & 1 << index == 0
@@ -171,7 +172,7 @@ impl Writer {
                 let base = base(index).and_then(|base| exit.exit.value(base)).unwrap_or(0);
                 exit.entry.value(index).unwrap_or(0).wrapping_sub(base)
             };
-            columns.push(column(&KvmEntry::FIELDS[index], &rows, value, |exit| {
+            columns.push(column(&KvmEntry::FIELDS[index], Wide::Parts, &rows, value, |exit| {
                 let registers = if exit.entry.is_protected != 0 { registers::<KvmEntry>() } else { 0 };
                 let told = told::<KvmEntry>(exit.results);
                 exit.entry_time != 0 && (exit.entry_unknown & !told | registers) & 1 << index == 0
@@ -186,7 +187,7 @@ impl Writer {
             let value = |fault: &Option<&NestedPageFault>| {
                 fault.and_then(|fault| fault.event.value(index)).unwrap_or(0)
             };
-            column(field, faults, value, |fault| {
+            column(field, Wide::Whole, faults, value, |fault| {
                 fault.is_none_or(|NestedPageFault { event, unknown, .. }| {
                     let registers =
                         if event.is_protected != 0 { registers::<KvmNestedPageFault>() } else { 0 };
@@ -221,14 +222,35 @@ fn row(record: &Record) -> Exit {
 }
 
 /// An array of the field's type, null where it is not known.
-fn column<T>(field: &Field, rows: &[T], value: impl Fn(&T) -> u64, known: impl Fn(&T) -> bool) -> ArrayRef {
+fn column<T>(
+    field: &Field,
+    stored: Wide,
+    rows: &[T],
+    value: impl Fn(&T) -> u64,
+    known: impl Fn(&T) -> bool,
+) -> ArrayRef {
     // What is unknown is 0 as well, which takes no room.
     let values = rows.iter().map(|row| known(row).then(|| value(row)));
-    match field.size {
-        1 => Arc::new(UInt8Array::from_iter(values.map(|value| value.map(|value| value as u8)))),
-        4 => Arc::new(UInt32Array::from_iter(values.map(|value| value.map(|value| value as u32)))),
-        _ => Arc::new(UInt64Array::from_iter(values)),
+    match (field.size, stored) {
+        (1, _) => Arc::new(UInt8Array::from_iter(values.map(|value| value.map(|value| value as u8)))),
+        (4, _) => Arc::new(UInt32Array::from_iter(values.map(|value| value.map(|value| value as u32)))),
+        (_, Wide::Parts) => wide(values),
+        (_, Wide::Whole) => Arc::new(UInt64Array::from_iter(values)),
     }
+}
+
+/// Numbers of 64 bits in their parts.
+fn wide(values: impl Iterator<Item = Option<u64>>) -> ArrayRef {
+    let values: Vec<Option<u64>> = values.collect();
+    let of = |shift: u32| values.iter().map(move |value| value.unwrap_or(0) >> shift);
+    let parts: Vec<ArrayRef> = vec![
+        Arc::new(UInt8Array::from_iter_values(of(0).map(|part| part as u8))),
+        Arc::new(UInt8Array::from_iter_values(of(8).map(|part| part as u8))),
+        Arc::new(UInt16Array::from_iter_values(of(16).map(|part| part as u16))),
+        Arc::new(UInt32Array::from_iter_values(of(32).map(|part| part as u32))),
+    ];
+    let valid = NullBuffer::from_iter(values.iter().map(Option::is_some));
+    Arc::new(StructArray::new(wide_type(), parts, Some(valid).filter(|valid| valid.null_count() > 0)))
 }
 
 fn classes(rows: &[Exit], mut name: impl FnMut(u32) -> String) -> Result<ArrayRef, ArrowError> {
@@ -257,8 +279,9 @@ fn classes(rows: &[Exit], mut name: impl FnMut(u32) -> String) -> Result<ArrayRe
     debug_assert_eq!(class_members().count(), CLASS_FIELDS.len());
     for index in class_members() {
         let value = |class: &Class| class.event().value(index).unwrap_or(0);
-        members
-            .push(column(&KvmExit::FIELDS[index], &classes, value, |class| class.unknown & 1 << index == 0));
+        members.push(column(&KvmExit::FIELDS[index], Wide::Whole, &classes, value, |class| {
+            class.unknown & 1 << index == 0
+        }));
     }
     let values = StructArray::try_new(class_type(), members, None)?;
     Ok(Arc::new(DictionaryArray::<UInt16Type>::try_new(keys, Arc::new(values))?))
