@@ -2,10 +2,12 @@
 //! Exits by the column: what every analysis takes, wherever the exits come from.
 
 use super::pairing::Record;
+use ahash::RandomState;
 use exitregs_common::detail::{self, Detail};
 use exitregs_common::event::{Cause, Event, Exit, KvmEntry, KvmExit, abi_from_field, field_bit};
 use exitregs_common::isa::{Isa, Level};
 use std::collections::HashMap;
+use std::hash::{Hash, Hasher};
 
 /// A time that there was not.
 pub const NEVER: u64 = u64::MAX;
@@ -15,7 +17,7 @@ pub const CLASS_FIELDS: [&str; 5] = ["exit_reason", "isa", "vcpu_id", "is_nested
 
 /// What many exits have in common. There are few classes among many exits, so that analyses look at classes, and at
 /// exits only for their times.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Class {
     /// The VM, by the VMM's pid; 0 if unknown.
     pub vm: u32,
@@ -39,6 +41,16 @@ pub struct Class {
     pub l2: u64,
     /// The key of the [`Detail`].
     pub detail: u64,
+}
+
+/// Of what differs most: this is asked for each exit.
+impl Hash for Class {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        let Self { vm, vcpu, exit_reason, is_nested, l2, detail, .. } = *self;
+        state.write_u64(u64::from(vm) << 32 | u64::from(exit_reason));
+        state.write_u64(u64::from(vcpu) << 32 | u64::from(is_nested));
+        state.write_u64(detail ^ l2.rotate_left(32));
+    }
 }
 
 impl Class {
@@ -171,43 +183,12 @@ impl Batch {
 
     /// The columns of records, of which there are [`MAX`](Self::MAX) at most. Nested page faults are left out.
     pub fn new(records: &[Record], columns: Columns, lost: u64) -> Self {
-        let mut batch = Self { lost, ..Self::default() };
-        let mut known: HashMap<Class, u16> = HashMap::new();
-        let exits: Vec<&Exit> = records
-            .iter()
-            .filter_map(|record| match record {
-                Record::Exit(exit) => Some(exit),
-                Record::NestedPageFault(_) => None,
-            })
-            .take(Self::MAX)
-            .collect();
-        for exit in &exits {
-            let class = Class::of(exit);
-            let place = *known.entry(class).or_insert_with(|| {
-                batch.classes.push(class);
-                (batch.classes.len() - 1) as u16
-            });
-            batch.class.push(place);
+        let mut builder = Builder::new(columns);
+        for record in records.iter().take(Self::MAX) {
+            builder.push(record);
         }
-        let after = |exit: &Exit, time: u64| time.checked_sub(exit.exit_time).unwrap_or(NEVER);
-        let times = |wanted: bool, time: &dyn Fn(&Exit) -> u64| -> Vec<u64> {
-            if wanted { exits.iter().map(|exit| time(exit)).collect() } else { Vec::new() }
-        };
-        batch.exit_time = times(columns.exit_time, &|exit| exit.exit_time);
-        batch.next_entry = times(columns.next_entry, &|exit| after(exit, exit.next_entry_time));
-        batch.entry = times(columns.entry, &|exit| after(exit, exit.entry_time));
-        batch.exit_fields = fields::<KvmExit>(columns.exit_fields, &exits, |exit| {
-            let registers = if exit.exit.is_protected != 0 { registers::<KvmExit>() } else { 0 };
-            (exit.exit, exit.exit_unknown & !told::<KvmExit>(exit.operands) | registers)
-        });
-        batch.entry_fields = fields::<KvmEntry>(columns.entry_fields, &exits, |exit| {
-            let registers = if exit.entry.is_protected != 0 { registers::<KvmEntry>() } else { 0 };
-            let told = told::<KvmEntry>(exit.results);
-            let unknown =
-                if exit.entry_time == 0 { u32::MAX } else { exit.entry_unknown & !told | registers };
-            (exit.entry, unknown)
-        });
-        batch
+        builder.batch.lost = lost;
+        builder.batch
     }
 
     /// How many exits there are.
@@ -241,14 +222,100 @@ pub fn registers<E: Event>() -> u32 {
         .fold(0, |mask, bit| mask | bit)
 }
 
-fn fields<E: Event>(wanted: u32, exits: &[&Exit], of: impl Fn(&Exit) -> (E, u32)) -> Vec<Column> {
-    let mut columns = vec![Column::default(); if wanted == 0 { 0 } else { E::FIELDS.len() }];
-    for (index, column) in columns.iter_mut().enumerate().filter(|(index, _)| wanted & 1 << index != 0) {
-        column.values = exits.iter().map(|exit| of(exit).0.value(index).unwrap_or(0)).collect();
-        column.unknown = exits.iter().map(|exit| of(exit).1 & 1 << index != 0).collect();
-        if !column.unknown.contains(&true) {
-            column.unknown = Vec::new();
+/// Makes one batch after the other, in the same memory.
+#[derive(Debug)]
+pub struct Builder {
+    columns: Columns,
+    batch: Batch,
+    /// Of the batch's classes.
+    places: HashMap<Class, u16, RandomState>,
+}
+
+impl Builder {
+    /// Of batches with these columns.
+    pub fn new(columns: Columns) -> Self {
+        let mut batch = Batch::default();
+        let fields = |wanted: u32, count| vec![Column::default(); if wanted == 0 { 0 } else { count }];
+        batch.exit_fields = fields(columns.exit_fields, KvmExit::FIELDS.len());
+        batch.entry_fields = fields(columns.entry_fields, KvmEntry::FIELDS.len());
+        Self { columns, batch, places: HashMap::default() }
+    }
+
+    /// Adds an exit; there must be [room](Self::is_full). Nested page faults are left out.
+    #[inline]
+    pub fn push(&mut self, record: &Record) {
+        let Record::Exit(exit) = record else { return };
+        let (columns, batch) = (&self.columns, &mut self.batch);
+        let class = Class::of(exit);
+        let place = *self.places.entry(class).or_insert_with(|| {
+            batch.classes.push(class);
+            (batch.classes.len() - 1) as u16
+        });
+        batch.class.push(place);
+        let after = |time: u64| time.checked_sub(exit.exit_time).unwrap_or(NEVER);
+        if columns.exit_time {
+            batch.exit_time.push(exit.exit_time);
+        }
+        if columns.next_entry {
+            batch.next_entry.push(after(exit.next_entry_time));
+        }
+        if columns.entry {
+            batch.entry.push(after(exit.entry_time));
+        }
+        if columns.exit_fields != 0 {
+            let registers = if exit.exit.is_protected != 0 { registers::<KvmExit>() } else { 0 };
+            let unknown = exit.exit_unknown & !told::<KvmExit>(exit.operands) | registers;
+            add(&mut batch.exit_fields, columns.exit_fields, &exit.exit, unknown);
+        }
+        if columns.entry_fields != 0 {
+            let registers = if exit.entry.is_protected != 0 { registers::<KvmEntry>() } else { 0 };
+            let told = told::<KvmEntry>(exit.results);
+            let unknown =
+                if exit.entry_time == 0 { u32::MAX } else { exit.entry_unknown & !told | registers };
+            add(&mut batch.entry_fields, columns.entry_fields, &exit.entry, unknown);
         }
     }
-    columns
+
+    /// Whether the batch has to be [delivered](Self::deliver) before another exit is added.
+    pub fn is_full(&self) -> bool {
+        self.batch.len() == Batch::MAX || self.batch.classes.len() == Batch::MAX
+    }
+
+    /// Whether there are no exits.
+    pub fn is_empty(&self) -> bool {
+        self.batch.is_empty()
+    }
+
+    /// Gives the batch to `take`, and begins another one.
+    pub fn deliver(&mut self, lost: u64, take: impl FnOnce(&Batch)) {
+        self.batch.lost = lost;
+        take(&self.batch);
+        let Batch { classes, class, exit_time, next_entry, entry, exit_fields, entry_fields, .. } =
+            &mut self.batch;
+        for column in exit_fields.iter_mut().chain(entry_fields) {
+            column.values.clear();
+            column.unknown.clear();
+        }
+        class.clear();
+        for times in [exit_time, next_entry, entry] {
+            times.clear();
+        }
+        // The next exits are mostly of the same classes; only if those are many have they to be found again.
+        if classes.len() > Batch::MAX / 2 {
+            classes.clear();
+            self.places.clear();
+        }
+    }
+}
+
+/// Adds an event's fields, those of the mask `wanted`, to their columns.
+fn add<E: Event>(columns: &mut [Column], wanted: u32, event: &E, unknown: u32) {
+    for (index, column) in columns.iter_mut().enumerate().filter(|(index, _)| wanted & 1 << index != 0) {
+        let is_unknown = unknown & 1 << index != 0;
+        if is_unknown || !column.unknown.is_empty() {
+            column.unknown.resize(column.values.len(), false);
+            column.unknown.push(is_unknown);
+        }
+        column.values.push(event.value(index).unwrap_or(0));
+    }
 }

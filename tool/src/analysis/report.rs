@@ -5,6 +5,7 @@ use super::batch::{Batch, Class, Columns, NEVER};
 use super::stat::Times;
 use super::timeline::Timeline;
 use crate::filter::Filter;
+use ahash::RandomState;
 use exitregs_common::event::{Event, KvmExit, field_bit};
 use exitregs_common::isa::Level;
 use std::collections::HashMap;
@@ -174,11 +175,14 @@ impl Question {
     }
 }
 
+/// Counts and times by what they are of.
+pub type Rows = HashMap<Key, Times, RandomState>;
+
 /// What exits amount to.
 #[derive(Debug, Clone, Default)]
 pub struct Answer {
     /// The rows.
-    pub rows: HashMap<Key, Times>,
+    pub rows: Rows,
     /// When there were how many.
     pub timeline: Timeline,
     /// The time of the first exit and that of the last end, on the source's clock.
@@ -295,7 +299,7 @@ fn count(times: &mut Times, took: u64) {
     if took == NEVER { times.unended += 1 } else { times.record(took) }
 }
 
-fn row_of(rows: &mut HashMap<Key, Times>, key: Key) -> Option<&mut Times> {
+fn row_of(rows: &mut Rows, key: Key) -> Option<&mut Times> {
     if rows.len() >= MAX_ROWS && !rows.contains_key(&key) {
         return None;
     }

@@ -2,6 +2,7 @@
 //! `exitregs report`: what a recording amounts to.
 
 mod input;
+mod progress;
 
 use super::record::DEFAULT_FILE;
 use crate::analysis::nested::Nested;
@@ -76,7 +77,7 @@ pub fn run(arguments: &Arguments) -> Result<u8> {
     let mut out = AutoStream::auto(io::stdout().lock());
     let mut damages = Damages::default();
     if arguments.nested {
-        let mut input = Input::open(&arguments.files[0])?;
+        let mut input = Input::open(&arguments.files[0], !arguments.json)?;
         let nested = nested_of(arguments, &mut input, &mut damages)?;
         let written = match arguments.json {
             true => writeln!(out, "{}", nested::json(&nested)),
@@ -97,7 +98,7 @@ pub fn run(arguments: &Arguments) -> Result<u8> {
     let mut answers = Vec::new();
     let mut inputs = Vec::new();
     for file in &arguments.files {
-        let mut input = Input::open(file)?;
+        let mut input = Input::open(file, !arguments.json)?;
         answers.push(answer_of(arguments, &by, &mut input, &mut damages)?);
         inputs.push(input);
     }

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: MIT
 //! The files that are reported on: recordings, decoded by several threads, and what other tools have written.
 
-use crate::analysis::batch::{Batch, Columns};
-use crate::analysis::pairing::{Occurrence, Pairing, Record, What};
+use super::progress::Progress;
+use crate::analysis::batch::{Batch, Builder, Columns};
+use crate::analysis::pairing::{Occurrence, Pairing, What};
 use crate::analysis::report::{Answer, Question};
 use crate::recording::{self, Encoded};
 use crate::source::file;
@@ -52,6 +53,9 @@ impl Damages {
 pub(super) struct Input {
     path: PathBuf,
     kind: Kind,
+    /// Bytes of the file; 0 of a stream.
+    total: u64,
+    shows_progress: bool,
 }
 
 enum Kind {
@@ -69,8 +73,8 @@ struct Events {
 }
 
 impl Input {
-    /// Opens a file, or standard input for `-`.
-    pub(super) fn open(path: &Path) -> Result<Self> {
+    /// Opens a file, or standard input for `-`. On a terminal it is shown how much has been read, if that is wanted.
+    pub(super) fn open(path: &Path, shows_progress: bool) -> Result<Self> {
         let name = || format!("cannot read {}", path.display());
         let is_stdin = path == Path::new("-");
         let mut file = if is_stdin {
@@ -78,6 +82,8 @@ impl Input {
         } else {
             File::open(path).with_context(name)?
         };
+        let metadata = file.metadata().with_context(name)?;
+        let total = if metadata.is_file() { metadata.len() } else { 0 };
         let mut begin = Vec::new();
         Read::by_ref(&mut file)
             .take(recording::MAGIC.len() as u64)
@@ -91,7 +97,7 @@ impl Input {
             let reader = if is_stdin { file::of(put_back(begin, file)?) } else { file::open(path) };
             Kind::Events(Box::new(Events::new(reader.with_context(name)?)?))
         };
-        Ok(Self { path: path.to_owned(), kind })
+        Ok(Self { path: path.to_owned(), kind, total, shows_progress })
     }
 
     /// The instruction set of the exits.
@@ -121,18 +127,24 @@ impl Input {
         }
     }
 
+    fn progress(&self) -> Progress {
+        Progress::new(&self.path, self.total, self.shows_progress)
+    }
+
     /// Calls `take` with each batch, in order.
     pub(super) fn each(&mut self, columns: Columns, damages: &mut Damages, mut take: impl FnMut(&Batch)) {
+        let mut progress = self.progress();
         match &mut self.kind {
             Kind::Recording(reader) => {
                 while let Some(encoded) = next(reader, &self.path, damages) {
+                    progress.at(reader.offset());
                     match encoded.batch(columns) {
                         Ok(batch) => take(&batch),
                         Err(damage) => damages.add(&self.path, damage.offset, damage.what),
                     }
                 }
             }
-            Kind::Events(events) => events.each(columns, &self.path, damages, take),
+            Kind::Events(events) => events.each(columns, &self.path, &mut progress, damages, take),
         }
     }
 
@@ -140,11 +152,12 @@ impl Input {
     pub(super) fn answer(&mut self, mut question: Question, damages: &mut Damages) -> Result<Answer> {
         let columns = question.columns();
         let mut answer = Answer::default();
+        let mut progress = self.progress();
         let reader = match &mut self.kind {
             Kind::Recording(reader) => reader,
             Kind::Events(events) => {
                 let mut is_begun = false;
-                events.each(columns, &self.path, damages, |batch| {
+                events.each(columns, &self.path, &mut progress, damages, |batch| {
                     is_begun = is_begun || from_first(&mut question, batch);
                     answer.add(&question, batch);
                 });
@@ -184,6 +197,7 @@ impl Input {
         thread::scope(|scope| {
             let workers: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
             while let Some(encoded) = next(reader, &self.path, damages) {
+                progress.at(reader.offset());
                 if send.send(encoded).is_err() {
                     break;
                 }
@@ -252,44 +266,49 @@ impl Events {
         Ok(Self { reader, pairing, ahead, isa })
     }
 
-    fn each(&mut self, columns: Columns, path: &Path, damages: &mut Damages, mut take: impl FnMut(&Batch)) {
-        let mut batch = std::mem::take(&mut self.ahead);
-        let mut records = Vec::new();
+    fn each(
+        &mut self,
+        columns: Columns,
+        path: &Path,
+        progress: &mut Progress,
+        damages: &mut Damages,
+        mut take: impl FnMut(&Batch),
+    ) {
+        let mut occurrences = std::mem::take(&mut self.ahead);
+        let mut builder = Builder::new(columns);
+        // Events that were lost since the last batch.
         let mut lost = 0;
         loop {
-            for occurrence in &batch {
+            for occurrence in &occurrences {
                 if let What::Gap { lost: events, .. } = occurrence.what {
                     // How many is not always known.
                     lost += events.max(1);
                 }
                 self.pairing.take(occurrence);
             }
-            records.extend(self.pairing.ended());
-            deliver(&mut records, columns, &mut lost, false, &mut take);
-            match self.reader.read(&mut batch) {
+            for record in self.pairing.ended() {
+                if builder.is_full() {
+                    builder.deliver(std::mem::take(&mut lost), &mut take);
+                }
+                builder.push(&record);
+            }
+            // What is lost is told in its place.
+            if lost > 0 && !builder.is_empty() {
+                builder.deliver(std::mem::take(&mut lost), &mut take);
+            }
+            progress.at(self.reader.progress().0);
+            match self.reader.read(&mut occurrences) {
                 Ok(true) => {}
                 Ok(false) => break,
                 Err(damage) => damages.add(path, damage.offset, damage.what),
             }
         }
-        for occurrence in &batch {
-            self.pairing.take(occurrence);
+        for record in self.pairing.finish() {
+            if builder.is_full() {
+                builder.deliver(std::mem::take(&mut lost), &mut take);
+            }
+            builder.push(&record);
         }
-        records.extend(self.pairing.finish());
-        deliver(&mut records, columns, &mut lost, true, &mut take);
-    }
-}
-
-/// Hands records on in batches; what is left waits for more, unless these are `all`.
-fn deliver(
-    records: &mut Vec<Record>,
-    columns: Columns,
-    lost: &mut u64,
-    all: bool,
-    take: &mut impl FnMut(&Batch),
-) {
-    while records.len() >= Batch::MAX || ((all || *lost > 0) && !records.is_empty()) {
-        let next: Vec<_> = records.drain(..records.len().min(Batch::MAX)).collect();
-        take(&Batch::new(&next, columns, std::mem::take(lost)));
+        builder.deliver(lost, take);
     }
 }
