@@ -59,14 +59,24 @@ impl Decoders {
         decoders
     }
 
+    /// Whether a record is of an event that is read.
+    #[inline]
+    pub fn reads(&self, record: &[u8]) -> bool {
+        self.decoder(record).is_some()
+    }
+
+    #[inline]
+    fn decoder(&self, record: &[u8]) -> Option<&(Decoder, u32)> {
+        let kind = self.kind?.read(record)? as usize;
+        let place = usize::from(self.places.get(kind).copied().unwrap_or(0));
+        self.decoders.get(place.checked_sub(1)?)
+    }
+
     /// The thread of a record, what it says, and which fields it does not have. `Some(None)`: an event that is not read.
     /// `None`: it is too short for what it is.
     #[inline]
     pub fn decode(&self, record: &[u8]) -> Option<Option<(u32, u32, What)>> {
-        let (Some(kind), Some(thread)) = (self.kind, self.thread) else { return Some(None) };
-        let kind = kind.read(record)? as usize;
-        let place = usize::from(self.places.get(kind).copied().unwrap_or(0));
-        let Some((decoder, unknown)) = place.checked_sub(1).and_then(|place| self.decoders.get(place)) else {
+        let (Some((decoder, unknown)), Some(thread)) = (self.decoder(record), self.thread) else {
             return Some(None);
         };
         let what = decoder.decode(record)?;

@@ -5,6 +5,7 @@
 //! of our own: of a record only the thread, the time and the trace event are looked at, in place, which a general parser
 //! (the crate linux-perf-data) does not do; that parser also keeps whole rounds of records in allocations of their own.
 
+mod order;
 mod sample;
 mod stream;
 
@@ -13,10 +14,12 @@ use super::input::{Bytes, Input, LONGEST};
 use super::merge::BATCH;
 use super::trace_dat::TracingData;
 use super::{Damage, Description, Reader};
-use crate::analysis::pairing::{Occurrence, What};
+use crate::analysis::pairing::Occurrence;
+use ahash::RandomState;
 use anyhow::{Context, Result, ensure};
-use sample::Attr;
-use std::collections::{HashMap, VecDeque};
+use order::Order;
+use sample::{Attr, Sample};
+use std::collections::HashMap;
 use std::io::Read;
 use stream::{Origin, Section, Stream};
 
@@ -46,9 +49,6 @@ mod feature {
     pub const OSRELEASE: u32 = 4;
 }
 
-/// Events that wait for others that are earlier, at most: what is more is given out in the order that it has.
-const MAX_PENDING: usize = 1 << 17;
-
 /// The file or pipe behind its header.
 pub struct PerfData {
     description: Description,
@@ -68,7 +68,7 @@ struct Events {
     decoders: Decoders,
     attrs: Vec<Attr>,
     /// By id.
-    of_id: HashMap<u64, Attr>,
+    of_id: HashMap<u64, Attr, RandomState>,
 }
 
 impl Events {
@@ -92,69 +92,15 @@ impl Events {
         }
     }
 
-    /// What a sample says; `None` inside if it is of an event that is not read.
+    /// What is read of a sample; `None` inside if it is of an event that is not read.
     #[inline]
-    fn sample(&self, body: &[u8]) -> Option<Option<Occurrence>> {
+    fn sample<'a>(&self, body: &'a [u8]) -> Option<Option<Sample<'a>>> {
         let attr = self.attr(body)?;
         if !attr.is_enough() {
             return Some(None);
         }
         let sample = attr.sample(body)?;
-        let occurrence = self.decoders.decode(sample.raw)?.map(|(_, unknown, what)| Occurrence {
-            time: sample.time,
-            thread: sample.tid,
-            tgid: sample.pid,
-            unknown,
-            what,
-        });
-        Some(occurrence)
-    }
-}
-
-/// Puts events in order. perf writes one ring buffer after the other, in rounds: what comes after a round's end is later
-/// than what was written before the round began.
-#[derive(Debug, Default)]
-struct Order {
-    pending: Vec<Occurrence>,
-    /// In order; the next ones that are given out.
-    ready: VecDeque<Occurrence>,
-    /// The latest time that was seen, also before this round.
-    latest: u64,
-    latest_before: u64,
-    /// The time up to which everything has been given out.
-    done: u64,
-    damage: VecDeque<Damage>,
-}
-
-impl Order {
-    fn push(&mut self, occurrence: Occurrence, offset: u64) {
-        self.latest = self.latest.max(occurrence.time);
-        self.pending.push(occurrence);
-        if self.pending.len() >= MAX_PENDING {
-            let mut times: Vec<_> = self.pending.iter().map(|occurrence| occurrence.time).collect();
-            let (_, middle, _) = times.select_nth_unstable(MAX_PENDING / 2);
-            let middle = *middle;
-            self.flush(middle, offset);
-        }
-    }
-
-    fn round(&mut self, offset: u64) {
-        let until = std::mem::replace(&mut self.latest_before, self.latest);
-        self.flush(until, offset);
-    }
-
-    /// Makes ready what is not later than `until`.
-    fn flush(&mut self, until: u64, offset: u64) {
-        self.pending.sort_by_key(|occurrence| occurrence.time);
-        let late = self.pending.partition_point(|occurrence| occurrence.time < self.done);
-        if late > 0 {
-            self.pending.drain(..late);
-            let what = format!("{late} events before here are too late to be put in order, and are left out");
-            self.damage.push_back(Damage::new(offset, what));
-        }
-        let end = self.pending.partition_point(|occurrence| occurrence.time <= until);
-        self.ready.extend(self.pending.drain(..end));
-        self.done = self.done.max(until.min(self.latest));
+        Some(self.decoders.reads(sample.raw).then_some(sample))
     }
 }
 
@@ -195,10 +141,17 @@ impl PerfData {
                 events.feature(bit, bytes, &mut description)?;
             }
         }
+        // That part is behind the records, and perf writes it last.
+        let is_cut = data_size == 0 || end > input.length || place > input.length;
+        ensure!(
+            !is_cut || !events.decoders.is_empty(),
+            "it ends at byte {}, before the description of its events: perf was killed, or a part of the file is missing. \
+             Without that nobody can tell what the events say; perf record -o - writes it first",
+            input.length
+        );
         ensure!(
             !events.decoders.is_empty(),
-            "it has no events of KVM's, or it was cut off before the description of its events at its end: \
-             record them with perf record -e 'kvm:*' or perf kvm stat record"
+            "it has no events of KVM's: record them with perf record -e 'kvm:*' or perf kvm stat record"
         );
         let stream = Stream::new(Origin::Section(Section { input, at: data, end }), data);
         Ok(Self::new(description, stream, events, end - data.min(end)))
@@ -331,8 +284,8 @@ fn one(
     let nonsense = || Damage::new(at, format!("a record of type {kind} makes no sense"));
     match kind {
         record::SAMPLE => {
-            if let Some(occurrence) = events.sample(body).ok_or_else(nonsense)? {
-                order.push(occurrence, at);
+            if let Some(sample) = events.sample(body).ok_or_else(nonsense)? {
+                order.push(&sample, at);
             }
         }
         record::FINISHED_ROUND => order.round(at),
@@ -343,11 +296,10 @@ fn one(
             }
             let lost = bytes.u64().ok_or_else(nonsense)?;
             // Since an event that this buffer had before, which cannot be later than this round's first.
-            let since = order.latest_before;
-            let until = events.attrs.first().and_then(|attr| attr.time(body)).unwrap_or(order.latest);
-            let time = since.max(order.done).min(until);
-            let what = What::Gap { until, lost };
-            order.push(Occurrence { time, thread: 0, tgid: 0, unknown: 0, what }, at);
+            let since = order.latest_before();
+            let until = events.attrs.first().and_then(|attr| attr.time(body)).unwrap_or(order.latest());
+            let time = since.max(order.done()).min(until);
+            order.gap(time, until, lost, at);
         }
         record::COMM => {
             let mut bytes = Bytes { rest: body };
@@ -379,23 +331,27 @@ impl Reader for PerfData {
 
     fn read(&mut self, batch: &mut Vec<Occurrence>) -> Result<bool, Damage> {
         batch.clear();
-        while self.order.ready.len() < BATCH && !self.ended && self.order.damage.is_empty() {
-            match self.step() {
-                Ok(true) => {}
-                Ok(false) => {
-                    self.ended = true;
-                    self.order.flush(u64::MAX, self.stream.offset());
+        while batch.len() < BATCH {
+            if let Some(damage) = self.order.damage.pop_front() {
+                return Err(damage);
+            }
+            if let Some(event) = self.order.next() {
+                batch.push(event.occurrence(&self.events.decoders)?);
+            } else if self.ended {
+                break;
+            } else {
+                match self.step() {
+                    Ok(true) => {}
+                    Ok(false) => {
+                        self.ended = true;
+                        self.order.flush(u64::MAX, self.stream.offset());
+                    }
+                    Err(damage) => self.order.damage.push_back(damage),
                 }
-                Err(damage) => self.order.damage.push_back(damage),
             }
         }
-        if let Some(damage) = self.order.damage.pop_front() {
-            return Err(damage);
-        }
-        let count = self.order.ready.len().min(BATCH);
-        batch.extend(self.order.ready.drain(..count));
         self.description.saw(batch);
-        Ok(count > 0 || !self.ended)
+        Ok(!batch.is_empty())
     }
 
     fn progress(&self) -> (u64, u64) {
