@@ -185,6 +185,8 @@ fn trace_dat_7(records: &[Vec<(u64, Vec<u8>)>], compression: &str) -> Vec<u8> {
     file.extend([&3u16.to_le_bytes()[..], &u16::from(is_compressed).to_le_bytes(), &[0; 12]].concat());
     let mut cpus = Vec::new();
     for (cpu, records) in records.iter().enumerate() {
+        // As trace-cmd has them.
+        file.resize(file.len().next_multiple_of(PAGE), 0);
         let (at, pages) = (file.len() as u64, pages(records));
         if is_compressed {
             let chunks: Vec<_> = pages.chunks(PAGE).collect();
@@ -439,8 +441,8 @@ fn a_file_may_end_anywhere() {
             }
             most = most.max(found.len());
         }
-        // The end of a perf.data or a trace.dat 7 tells what all else is.
-        if ["trace.dat 6", "perf.data of a pipe", "text"].contains(&name) {
+        // The end of a perf.data tells what all else is.
+        if !["perf.data", "perf.data, compressed"].contains(&name) {
             assert!(most > expected.len() / 3, "{name}: {most} of {}", expected.len());
         }
     }

@@ -14,16 +14,28 @@ use std::sync::Arc;
 /// Bytes of pages that are read at once.
 const BLOCK: usize = 64 << 10;
 
+/// What the CPUs of a file have in common.
+#[derive(Debug)]
+pub struct Common {
+    /// The file.
+    pub input: Input,
+    /// How pages may be compressed.
+    pub compression: Compression,
+    /// How a page looks.
+    pub format: PageFormat,
+    /// Its bytes.
+    pub page_size: usize,
+    /// Of time stamps, if they are no nanoseconds.
+    pub scale: Option<Scale>,
+    /// How events are read.
+    pub decoders: Decoders,
+}
+
 /// One CPU.
 #[derive(Debug)]
 pub struct Cpu {
-    input: Input,
+    common: Arc<Common>,
     data: CpuData,
-    compression: Compression,
-    format: PageFormat,
-    page_size: usize,
-    scale: Option<Scale>,
-    decoders: Arc<Decoders>,
     /// Where in the file the next block is.
     at: u64,
     /// Compressed chunks that are left; the file says how many before the first one.
@@ -41,25 +53,12 @@ pub struct Cpu {
 }
 
 impl Cpu {
-    /// That CPU's.
-    pub fn new(
-        input: Input,
-        data: CpuData,
-        compression: Compression,
-        format: PageFormat,
-        page_size: usize,
-        scale: Option<Scale>,
-        decoders: Arc<Decoders>,
-    ) -> Self {
+    /// That of a file whose pages lie there.
+    pub fn new(common: Arc<Common>, data: CpuData) -> Self {
         let at = data.offset;
         Self {
-            input,
+            common,
             data,
-            compression,
-            format,
-            page_size,
-            scale,
-            decoders,
             at,
             chunks: None,
             block: Vec::new(),
@@ -91,11 +90,11 @@ impl Cpu {
         if left == 0 {
             return self.cut.take().map_or(Ok(false), Err);
         }
-        self.block.resize(left.min(BLOCK.next_multiple_of(self.page_size) as u64) as usize, 0);
-        let read = self.input.read_at(self.at, &mut self.block)?;
+        self.block.resize(left.min(BLOCK.next_multiple_of(self.common.page_size) as u64) as usize, 0);
+        let read = self.common.input.read_at(self.at, &mut self.block)?;
         let whole = read == self.block.len();
         self.at = if whole { self.at + read as u64 } else { self.end() };
-        self.block.truncate(read - read % self.page_size);
+        self.block.truncate(read - read % self.common.page_size);
         if !whole {
             // The pages that are whole come first.
             let what = format!("the file ends within the events of CPU {}", self.data.cpu);
@@ -111,7 +110,7 @@ impl Cpu {
         let chunks = match self.chunks.replace(0) {
             Some(chunks) => chunks,
             None => {
-                let chunks = number(&self.input.bytes(self.at, 4)?);
+                let chunks = number(&self.common.input.bytes(self.at, 4)?);
                 self.at += 4;
                 chunks
             }
@@ -119,16 +118,16 @@ impl Cpu {
         if chunks == 0 {
             return Ok(false);
         }
-        let compressed = number(&self.input.bytes(self.at, 4)?);
-        let length = number(&self.input.bytes(self.at + 4, 4)?);
+        let compressed = number(&self.common.input.bytes(self.at, 4)?);
+        let length = number(&self.common.input.bytes(self.at + 4, 4)?);
         if u64::from(length) > LONGEST {
             return Err(Damage::new(self.at, format!("a chunk of {length} bytes makes no sense")));
         }
         let data_at = self.at + 8;
-        let data = self.input.bytes(data_at, compressed.into())?;
+        let data = self.common.input.bytes(data_at, compressed.into())?;
         self.at = data_at + u64::from(compressed);
         self.chunks = Some(chunks - 1);
-        self.block = self.compression.decompress(&data, length as usize).map_err(|error| {
+        self.block = self.common.compression.decompress(&data, length as usize).map_err(|error| {
             Damage::new(data_at, format!("cannot decompress events of CPU {}: {error}", self.data.cpu))
         })?;
         Ok(true)
@@ -136,19 +135,22 @@ impl Cpu {
 
     /// The next page's events. `Ok(false)` if there are no more pages in the block.
     fn next_page(&mut self, queue: &mut Vec<Occurrence>) -> Result<bool, Damage> {
-        let Some(bytes) = self.block.get(self.page..self.page + self.page_size) else { return Ok(false) };
+        let Some(bytes) = self.block.get(self.page..self.page + self.common.page_size) else {
+            return Ok(false);
+        };
         // Of compressed pages the place of their chunk is told.
         let offset = if self.data.compressed { 0 } else { self.page as u64 };
         let at = self.block_at + offset;
-        self.page += self.page_size;
+        self.page += self.common.page_size;
         let cpu = self.data.cpu;
         let damage = |why: &dyn std::fmt::Display| {
             Damage::new(at, format!("a page of CPU {cpu} makes no sense: {why}"))
         };
         // Until the page turns out to be whole.
         let gap = std::mem::replace(&mut self.gap, true);
-        let page = Page::parse(bytes, &self.format).map_err(|why| damage(&why))?;
-        let time = |time| self.scale.map_or(time, |scale| scale.nanoseconds(time));
+        let page = Page::parse(bytes, &self.common.format).map_err(|why| damage(&why))?;
+        let scale = self.common.scale;
+        let time = |time| scale.map_or(time, |scale| scale.nanoseconds(time));
         let start = time(page.time);
         if start < self.last {
             return Err(damage(&"it is earlier than the page before"));
@@ -164,7 +166,8 @@ impl Cpu {
                 return Err(damage(&"its time goes back"));
             }
             self.last = now;
-            let decoded = self.decoders.decode(record).ok_or_else(|| damage(&"a record is too short"))?;
+            let decoded =
+                self.common.decoders.decode(record).ok_or_else(|| damage(&"a record is too short"))?;
             if let Some((thread, unknown, what)) = decoded {
                 queue.push(Occurrence { time: now, thread, tgid: 0, unknown, what });
             }

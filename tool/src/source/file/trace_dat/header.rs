@@ -24,6 +24,9 @@ mod option {
     pub const EVENT_FORMATS: u16 = 18;
 }
 
+/// In a section's flags.
+const COMPRESSED: u16 = 1;
+
 /// How time stamps become nanoseconds: `time * multiplier >> shift`.
 #[derive(Debug, Clone, Copy)]
 pub struct Scale {
@@ -286,17 +289,22 @@ impl Header {
         self.compression = Compression::by_name(&name)
             .ok_or_else(|| Damage::new(at, format!("compressed by {name:?}: only zstd and zlib are read")))?;
         let mut next = cursor.u64()?;
-        let mut seen = Vec::new();
+        let (mut seen, mut told) = (Vec::new(), cursor.at);
         while next != 0 && !seen.contains(&next) {
             seen.push(next);
             match self.options_7(cursor.input, next) {
-                Ok(after) => next = after,
+                Ok((after, end)) => (next, told) = (after, end),
                 // The sections before may have been enough.
                 Err(damage) => {
                     self.damage.push(damage);
                     break;
                 }
             }
+        }
+        if self.instances.is_empty() {
+            // What is cut off ends before the options that tell where its CPUs' pages are, which come last.
+            let found = self.sections_7(cursor.input, told);
+            self.damage.extend(found.err());
         }
         if self.tracing.header_page.is_empty()
             && let Some(damage) = self.damage.pop()
@@ -306,9 +314,54 @@ impl Header {
         Ok(())
     }
 
-    /// The options of the section at `offset`, and the offset of the next such section.
-    fn options_7(&mut self, input: &Input, offset: u64) -> Result<u64, Damage> {
+    /// Reads the sections that no options tell of, one after the other from `at` on, up to the first with events.
+    fn sections_7(&mut self, input: &Input, mut at: u64) -> Result<(), Damage> {
+        while at < input.length {
+            let mut cursor = Cursor { input, at };
+            let (id, flags, _, size) = (cursor.u16()?, cursor.u16()?, cursor.u32()?, cursor.u64()?);
+            if id == option::BUFFER {
+                // It is written when the section is whole.
+                let end =
+                    if size == 0 { input.length } else { cursor.at.saturating_add(size).min(input.length) };
+                let cpus = match flags & COMPRESSED {
+                    0 => untold_pages(input, cursor.at, end, self.page_size),
+                    _ => untold_chunks(input, cursor.at, end, self.page_size),
+                };
+                self.instances.push(Instance { name: String::new(), cpus });
+                let what =
+                    "what tells the CPUs of these events is missing: they are told apart by their times";
+                return Err(Damage::new(at, what));
+            }
+            let known = self.part_7(input, id, at);
+            self.damage.extend(known.err());
+            at = cursor.at.saturating_add(size);
+        }
+        Ok(())
+    }
+
+    /// Reads a section that is no instance's, if it is one that is needed.
+    fn part_7(&mut self, input: &Input, id: u16, offset: u64) -> Result<(), Damage> {
+        match id {
+            option::HEADER_INFO => {
+                self.in_section(input, offset, id, |header, cursor| header.tracing.header_info(cursor))
+            }
+            option::EVENT_FORMATS => {
+                self.in_section(input, offset, id, |header, cursor| header.tracing.event_formats(cursor))
+            }
+            option::CMDLINES => {
+                let text = self.section(input, offset, id)?;
+                let lines = text.get(8..).unwrap_or_default();
+                self.commands = commands(&String::from_utf8_lossy(lines));
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The options of the section at `offset`; the offset of the next such section, and where this one ends.
+    fn options_7(&mut self, input: &Input, offset: u64) -> Result<(u64, u64), Damage> {
         let data = self.section(input, offset, 0)?;
+        let end = Cursor { input, at: offset + 8 }.u64()?.saturating_add(offset + 16);
         let mut bytes = Bytes { rest: &data };
         while let Some((id, length)) = bytes.u16().zip(bytes.u32()) {
             let cut = || Damage::new(offset, "an option is longer than its section");
@@ -316,18 +369,11 @@ impl Header {
             let mut option = Bytes { rest: data };
             let place = option.u64();
             let outcome = match (id, place) {
-                (option::DONE, next) => return Ok(next.unwrap_or(0)),
+                (option::DONE, next) => return Ok((next.unwrap_or(0), end)),
                 (option::BUFFER, Some(place)) => self.buffer_7(input, place, option),
-                (option::HEADER_INFO, Some(place)) => {
-                    self.in_section(input, place, id, |header, cursor| header.tracing.header_info(cursor))
+                (option::HEADER_INFO | option::EVENT_FORMATS | option::CMDLINES, Some(place)) => {
+                    self.part_7(input, id, place)
                 }
-                (option::EVENT_FORMATS, Some(place)) => {
-                    self.in_section(input, place, id, |header, cursor| header.tracing.event_formats(cursor))
-                }
-                (option::CMDLINES, Some(place)) => self.section(input, place, id).map(|text| {
-                    let lines = text.get(8..).unwrap_or_default();
-                    self.commands = commands(&String::from_utf8_lossy(lines));
-                }),
                 (option::FTRACE_EVENTS | option::KALLSYMS, _) => Ok(()),
                 _ => {
                     self.option(id, data);
@@ -336,7 +382,7 @@ impl Header {
             };
             self.damage.extend(outcome.err());
         }
-        Ok(0)
+        Ok((0, end))
     }
 
     /// The contents of a section.
@@ -346,7 +392,7 @@ impl Header {
         if found != id {
             return Err(Damage::new(offset, format!("section {id} should be here, not {found}")));
         }
-        if flags & 1 == 0 {
+        if flags & COMPRESSED == 0 {
             return cursor.take(size);
         }
         let (compressed, length) = (cursor.u32()?, cursor.u32()?);
@@ -383,7 +429,7 @@ impl Header {
         for _ in 0..count {
             let cpu = option.u32().zip(option.u64()).zip(option.u64());
             let ((cpu, offset), size) = cpu.ok_or_else(nonsense)?;
-            cpus.push(CpuData { cpu, offset, size, compressed: flags & 1 != 0 });
+            cpus.push(CpuData { cpu, offset, size, compressed: flags & COMPRESSED != 0 });
         }
         let place = if name.is_empty() { 0 } else { self.instances.len() };
         self.instances.insert(place, Instance { name, cpus });
@@ -414,6 +460,50 @@ impl Header {
             }
             _ => {}
         }
+    }
+}
+
+/// The CPUs whose pages lie between these offsets, one's behind the other's: a CPU's time does not go back.
+fn untold_pages(input: &Input, begin: u64, end: u64, page_size: u32) -> Vec<CpuData> {
+    let page_size = u64::from(page_size.max(1));
+    let (mut cpus, mut last): (Vec<CpuData>, _) = (Vec::new(), None);
+    let mut offset = begin.next_multiple_of(page_size);
+    // A page begins with its time.
+    while let Ok(time) = (Cursor { input, at: offset }).u64() {
+        if offset >= end {
+            break;
+        }
+        match cpus.last_mut().filter(|_| last.is_some_and(|last| last <= time)) {
+            Some(cpu) => cpu.size += page_size,
+            None => {
+                let cpu = cpus.len() as u32;
+                cpus.push(CpuData { cpu, offset, size: page_size, compressed: false });
+            }
+        }
+        last = Some(time);
+        offset += page_size;
+    }
+    cpus
+}
+
+/// As [`untold_pages`], of compressed ones: each CPU's number of chunks, and the chunks.
+fn untold_chunks(input: &Input, begin: u64, end: u64, page_size: u32) -> Vec<CpuData> {
+    let mut cpus: Vec<CpuData> = Vec::new();
+    let mut cursor = Cursor { input, at: begin };
+    loop {
+        let offset = cursor.at.next_multiple_of(u64::from(page_size.max(1)));
+        cursor.at = offset;
+        let chunks = if offset < end { cursor.u32().unwrap_or(0) } else { 0 };
+        if chunks == 0 {
+            return cpus;
+        }
+        for _ in 0..chunks {
+            // Both lengths, compressed and not, and the data.
+            let Ok(length) = cursor.u32() else { break };
+            cursor.at = cursor.at.saturating_add(4 + u64::from(length));
+        }
+        let (cpu, size) = (cpus.len() as u32, cursor.at.min(end) - offset);
+        cpus.push(CpuData { cpu, offset, size, compressed: true });
     }
 }
 

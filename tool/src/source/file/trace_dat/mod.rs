@@ -14,7 +14,7 @@ use super::{Damage, Description, Reader};
 use crate::analysis::pairing::{Occurrence, What};
 use crate::source::page::PageFormat;
 use anyhow::{Context, Result, ensure};
-use cpu::Cpu;
+use cpu::{Common, Cpu};
 use header::{Header, Instance};
 use std::sync::Arc;
 
@@ -55,22 +55,17 @@ impl TraceDat {
         let formats = header.tracing.formats.iter().map(|(system, text)| (system.as_str(), text.as_str()));
         let decoders = Decoders::new(formats, &mut description);
         ensure!(!decoders.is_empty(), "it has no events of KVM's: record them with trace-cmd record -e kvm");
-        let decoders = Arc::new(decoders);
-        let page_size = header.page_size as usize;
+        let common = Arc::new(Common {
+            input,
+            compression: header.compression,
+            format,
+            page_size: header.page_size as usize,
+            scale: header.scale,
+            decoders,
+        });
         let cpus = |instance: &Instance| -> Vec<Cpu> {
             let cpus = instance.cpus.iter().filter(|cpu| cpu.size > 0);
-            cpus.map(|data| {
-                Cpu::new(
-                    input.clone(),
-                    *data,
-                    header.compression,
-                    format,
-                    page_size,
-                    header.scale,
-                    decoders.clone(),
-                )
-            })
-            .collect()
+            cpus.map(|data| Cpu::new(Arc::clone(&common), *data)).collect()
         };
         // The same exit may be in several instances, but is to be counted once.
         let mut read = &header.instances[..];
