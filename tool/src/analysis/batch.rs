@@ -4,7 +4,7 @@
 use super::pairing::Record;
 use ahash::RandomState;
 use exitregs_common::detail::{self, Detail};
-use exitregs_common::event::{Cause, Event, Exit, KvmEntry, KvmExit, abi_from_field, field_bit};
+use exitregs_common::event::{Cause, Event, Exit, Field, KvmEntry, KvmExit, abi_from_field, field_bit};
 use exitregs_common::isa::{Isa, Level};
 use std::collections::HashMap;
 use std::hash::{Hash, Hasher};
@@ -66,7 +66,7 @@ impl Class {
             is_protected,
             hypercall_abi: exit.hypercall_abi,
             cause: exit.cause,
-            unknown: exit.exit_unknown & class_fields(),
+            unknown: exit.exit_unknown & CLASS_BITS,
             l2: exit.nested_state,
             detail: detail::key(exit),
         }
@@ -105,8 +105,16 @@ impl Class {
 }
 
 /// The bits of [`CLASS_FIELDS`] in a mask of `KvmExit`'s fields.
-pub fn class_fields() -> u32 {
-    CLASS_FIELDS.into_iter().map(|name| field_bit(KvmExit::FIELDS, name)).fold(0, |mask, bit| mask | bit)
+pub const CLASS_BITS: u32 = bits(KvmExit::FIELDS, &CLASS_FIELDS);
+
+/// The bits of the fields of these names.
+const fn bits(fields: &[Field], names: &[&str]) -> u32 {
+    let (mut mask, mut index) = (0, 0);
+    while index < names.len() {
+        mask |= field_bit(fields, names[index]);
+        index += 1;
+    }
+    mask
 }
 
 /// The columns that an analysis needs.
@@ -211,15 +219,12 @@ impl Batch {
 /// The bits of registers in a mask of an event's fields of which another event tells the part that the instruction uses:
 /// what [`Exit::operands`] and [`Exit::results`] are for. In a column they are known.
 pub fn told<E: Event>(registers: u8) -> u32 {
-    u32::from(registers) * field_bit(E::FIELDS, "rax")
+    u32::from(registers) * const { field_bit(E::FIELDS, "rax") }
 }
 
 /// The bits of the four registers, which are unknown of a protected guest.
-pub fn registers<E: Event>() -> u32 {
-    ["rax", "rbx", "rcx", "rdx"]
-        .into_iter()
-        .map(|name| field_bit(E::FIELDS, name))
-        .fold(0, |mask, bit| mask | bit)
+pub const fn registers<E: Event>() -> u32 {
+    const { bits(E::FIELDS, &["rax", "rbx", "rcx", "rdx"]) }
 }
 
 /// Makes one batch after the other, in the same memory.

@@ -129,7 +129,7 @@ impl Question {
     pub fn columns(&self) -> Columns {
         let of_exits = self.filter.as_ref().map_or(0, Filter::fields);
         let fields = self.fields().fold(of_exits, |mask, field| mask | 1 << field);
-        let exit_fields = if fields & !super::batch::class_fields() == 0 && self.fields().next().is_none() {
+        let exit_fields = if fields & !super::batch::CLASS_BITS == 0 && self.fields().next().is_none() {
             0
         } else {
             fields
@@ -323,7 +323,7 @@ fn choose(question: &Question, batch: &Batch, class: &Class) -> Choice {
     }
     match &question.filter {
         None => Choice::All,
-        Some(filter) if filter.fields() & !super::batch::class_fields() != 0 => Choice::Some,
+        Some(filter) if filter.fields() & !super::batch::CLASS_BITS != 0 => Choice::Some,
         Some(filter) if filter.fields() & class.unknown != 0 => Choice::Undecided,
         Some(filter) if filter.selects(&class.event()) => Choice::All,
         Some(_) => Choice::None,

@@ -149,7 +149,7 @@ fn answer_of(arguments: &Arguments, by: &[By], input: &mut Input, damages: &mut 
 
 fn nested_of(arguments: &Arguments, input: &mut Input, damages: &mut Damages) -> Result<Nested> {
     let question = question(arguments, &By::DEFAULT, input)?;
-    let of_classes = crate::analysis::batch::class_fields();
+    let of_classes = crate::analysis::batch::CLASS_BITS;
     if question.filter.as_ref().is_some_and(|filter| filter.fields() & !of_classes != 0) {
         let names = crate::analysis::batch::CLASS_FIELDS.join(", ");
         return Err(misuse("--where", format!("with --nested a condition can be of these only: {names}")));

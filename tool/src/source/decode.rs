@@ -144,7 +144,7 @@ impl Decoder {
     }
 
     /// What a record says; `None` if it is too short.
-    #[inline]
+    #[inline(always)]
     pub fn decode(&self, record: &[u8]) -> Option<What> {
         let read = |place: &Place| place.read(record);
         // `Some(0)` for what the event does not have.

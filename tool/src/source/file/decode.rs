@@ -2,7 +2,7 @@
 //! What the records of a file say, by the `format` descriptions that the file has.
 
 use super::Description;
-use crate::analysis::pairing::What;
+use crate::analysis::pairing::Occurrence;
 use crate::source::decode::Decoder;
 use crate::source::format::{Format, Place};
 use exitregs_common::event::GROUP;
@@ -72,15 +72,15 @@ impl Decoders {
         self.decoders.get(place.checked_sub(1)?)
     }
 
-    /// The thread of a record, what it says, and which fields it does not have. `Some(None)`: an event that is not read.
+    /// What a record of this time says; the process `tgid` is 0 if it is unknown. `Some(None)`: an event that is not read.
     /// `None`: it is too short for what it is.
     #[inline]
-    pub fn decode(&self, record: &[u8]) -> Option<Option<(u32, u32, What)>> {
+    pub fn decode(&self, record: &[u8], time: u64, tgid: u32) -> Option<Option<Occurrence>> {
         let (Some((decoder, unknown)), Some(thread)) = (self.decoder(record), self.thread) else {
             return Some(None);
         };
-        let what = decoder.decode(record)?;
-        Some(Some((thread.read(record)? as u32, *unknown, what)))
+        let (thread, unknown) = (thread.read(record)? as u32, *unknown);
+        Some(Some(Occurrence { time, thread, tgid, unknown, what: decoder.decode(record)? }))
     }
 
     /// Whether there is nothing to read.

@@ -29,6 +29,8 @@ const EVENTS: [&str; 11] = [
     "kvm_hypercall",
     "kvm_inj_exception",
 ];
+/// The files that are recorded; the text is of perf.data.
+const RECORDED: [File; 4] = [File::TraceDat, File::TraceDatZstd, File::PerfData, File::Recording];
 /// What is known of the files, beside them.
 const ABOUT: &str = "about.json";
 /// Where the files are on the emulated host.
@@ -64,7 +66,9 @@ impl Inputs {
         }
         fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
         let kernel_release = kernel.image()?.release;
-        record(folder, kernel, turns)?;
+        if !RECORDED.iter().all(|file| folder.join(file.name()).exists()) {
+            record(folder, kernel, turns)?;
+        }
         let mut inputs = Self { kernel: kernel_release, folder: folder.to_owned(), events: BTreeMap::new() };
         inputs.count()?;
         let about_text =
@@ -155,8 +159,7 @@ fn record(folder: &Path, kernel: Kernel, turns: u32) -> Result<()> {
         format!("exitregs-guest --truth /dev/null --timeout 3000 --script mix --vcpus 2 --repeat {turns}");
     let events = |system: &str| EVENTS.map(|event| format!(" -e {system}{event}")).concat();
     let (of_trace_cmd, of_perf) = (events(""), events("kvm:"));
-    let [trace_dat, zstd, perf_data, recording] =
-        [File::TraceDat, File::TraceDatZstd, File::PerfData, File::Recording].map(File::name);
+    let [trace_dat, zstd, perf_data, recording] = RECORDED.map(File::name);
     let commands = [
         format!("trace-cmd record -q -b 20000{of_trace_cmd} --file-version 6 -o {trace_dat} {guest}"),
         format!("trace-cmd record -q -b 20000{of_trace_cmd} --compression zstd -o {zstd} {guest}"),

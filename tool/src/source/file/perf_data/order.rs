@@ -9,7 +9,7 @@ use crate::analysis::pairing::{Occurrence, What};
 use std::collections::VecDeque;
 
 /// Events that wait for others that are earlier, at most: what is more is given out in the order that it has.
-const MAX_WAITING: usize = 1 << 16;
+const MAX_WAITING: usize = 1 << 20;
 
 /// Events that wait for their turn. They are decoded when it comes: their records are shorter.
 #[derive(Debug, Default)]
@@ -41,7 +41,6 @@ struct Waiting {
 enum Kind {
     Event {
         pid: u32,
-        tid: u32,
         /// Of the record in [`Order::records`].
         at: usize,
         length: u32,
@@ -71,11 +70,9 @@ impl Next<'_> {
             Kind::Gap { until, lost } => {
                 Ok(Occurrence { time, thread: 0, tgid: 0, unknown: 0, what: What::Gap { until, lost } })
             }
-            Kind::Event { pid, tid, .. } => {
-                let decoded = decoders.decode(self.record).flatten();
-                let (_, unknown, what) =
-                    decoded.ok_or_else(|| Damage::new(offset, "the record of an event is too short"))?;
-                Ok(Occurrence { time, thread: tid, tgid: pid, unknown, what })
+            Kind::Event { pid, .. } => {
+                let decoded = decoders.decode(self.record, time, pid).flatten();
+                decoded.ok_or_else(|| Damage::new(offset, "the record of an event is too short"))
             }
         }
     }
@@ -100,10 +97,10 @@ impl Order {
     /// Takes an event, whose record is at `offset` of the file.
     #[inline]
     pub fn push(&mut self, sample: &Sample, offset: u64) {
-        let &Sample { pid, tid, time, raw } = sample;
+        let &Sample { pid, time, raw } = sample;
         let (at, length) = (self.records.len(), raw.len() as u32);
         self.records.extend_from_slice(raw);
-        self.wait(Waiting { time, offset, what: Kind::Event { pid, tid, at, length } });
+        self.wait(Waiting { time, offset, what: Kind::Event { pid, at, length } });
     }
 
     /// Between these times events were lost.

@@ -32,8 +32,6 @@ pub struct Attr {
 pub struct Sample<'a> {
     /// The process.
     pub pid: u32,
-    /// The thread.
-    pub tid: u32,
     /// Nanoseconds.
     pub time: u64,
     /// The trace event's record.
@@ -69,7 +67,7 @@ impl Attr {
         let mut bytes = Bytes { rest: body };
         let has = |bit| self.sample_type & bit != 0;
         bytes.take(8 * u64::from((self.sample_type & (IDENTIFIER | IP)).count_ones()))?;
-        let (pid, tid) = (bytes.u32()?, bytes.u32()?);
+        let (pid, _tid) = (bytes.u32()?, bytes.u32()?);
         let time = bytes.u64()?;
         bytes
             .take(8 * u64::from((self.sample_type & (ADDR | ID | STREAM_ID | CPU | PERIOD)).count_ones()))?;
@@ -78,7 +76,7 @@ impl Attr {
             bytes.take(length)?;
         }
         let length = bytes.u32()?;
-        Some(Sample { pid, tid, time, raw: bytes.take(length.into())? })
+        Some(Sample { pid, time, raw: bytes.take(length.into())? })
     }
 
     /// The time of a record that is no sample, from what stands at its end; `None` if nothing does.

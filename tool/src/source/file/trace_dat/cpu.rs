@@ -166,11 +166,8 @@ impl Cpu {
                 return Err(damage(&"its time goes back"));
             }
             self.last = now;
-            let decoded =
-                self.common.decoders.decode(record).ok_or_else(|| damage(&"a record is too short"))?;
-            if let Some((thread, unknown, what)) = decoded {
-                queue.push(Occurrence { time: now, thread, tgid: 0, unknown, what });
-            }
+            let decoded = self.common.decoders.decode(record, now, 0);
+            queue.extend(decoded.ok_or_else(|| damage(&"a record is too short"))?);
         }
         self.gap = false;
         Ok(true)
