@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use exitregs_lab::binaries;
 use exitregs_lab::host::{Command as HostCommand, Host, Kernel};
 use serde::{Deserialize, Serialize};
@@ -129,25 +129,23 @@ impl Inputs {
         self.events.get(file.name()).copied().unwrap_or(0)
     }
 
-    /// In another folder, those files that can be, repeated until they have so many events.
+    /// A file, repeated until it has so many events, in another folder.
     ///
     /// # Errors
-    /// A file cannot be read or written, or makes no sense.
-    pub fn repeated(&self, events: u64, folder: &Path) -> Result<Self> {
-        let folder = folder.join("repeated");
-        fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
-        let mut repeated = Self { kernel: self.kernel.clone(), folder, events: BTreeMap::new() };
-        for (file, repeat) in [
-            (File::TraceDat, repeat::trace_dat as fn(&Path, &Path, u64) -> Result<()>),
-            (File::PerfData, repeat::perf_data),
-            (File::Recording, repeat::recording),
-        ] {
-            let times = events.div_ceil(self.events(file).max(1));
-            eprintln!("bench: repeating {} {times} times", file.name());
-            repeat(&self.path(file), &repeated.path(file), times)
-                .with_context(|| format!("cannot repeat {}", file.name()))?;
-            repeated.events.insert(file.name().to_owned(), times * self.events(file));
-        }
+    /// It cannot be read or written, or makes no sense.
+    pub fn repeated(&self, file: File, events: u64, folder: &Path) -> Result<Self> {
+        let repeat = match file {
+            File::TraceDat => repeat::trace_dat,
+            File::PerfData => repeat::perf_data,
+            File::Recording => repeat::recording,
+            File::TraceDatZstd | File::Text => bail!("{} cannot be repeated", file.name()),
+        };
+        let times = events.div_ceil(self.events(file).max(1));
+        eprintln!("bench: repeating {} {times} times", file.name());
+        let events = BTreeMap::from([(file.name().to_owned(), times * self.events(file))]);
+        let repeated = Self { kernel: self.kernel.clone(), folder: folder.to_owned(), events };
+        repeat(&self.path(file), &repeated.path(file), times)
+            .with_context(|| format!("cannot repeat {}", file.name()))?;
         Ok(repeated)
     }
 }
