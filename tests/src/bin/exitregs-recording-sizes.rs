@@ -23,22 +23,26 @@ fn main() -> Result<()> {
         batches.push(batch);
     }
     let mut random = ChaCha8Rng::seed_from_u64(6);
+    let as_recorded = size(&reader, &batches, "as recorded, a batch a second", true, |_| {})?;
+    let full = |what, change: &mut dyn FnMut(&mut Exit)| size(&reader, &batches, what, false, change);
     let sizes = [
-        size(&reader, &batches, "as recorded, with the registers of both ends", |_| {})?,
-        size(&reader, &batches, "with a random value of 64 bits in every MSR", |exit| {
+        as_recorded,
+        full("in full batches, as of a busier host", &mut |_| {})?,
+        full("likewise, with a random value of 64 bits in every MSR", &mut |exit| {
             random_msr(exit, random.next_u64());
         })?,
-        size(&reader, &batches, "without registers", without_registers)?,
+        full("likewise, without registers", &mut without_registers)?,
     ];
     println!("{}", serde_json::to_string(&sizes)?);
     Ok(())
 }
 
-/// The size of a recording in which each exit was changed.
+/// The size of a recording in which each exit was changed, in the same batches or in full ones.
 fn size<R: std::io::Read>(
     reader: &Reader<R>,
     batches: &[Encoded],
     what: &str,
+    same_batches: bool,
     mut change: impl FnMut(&mut Exit),
 ) -> Result<serde_json::Value> {
     let mut writer = Writer::new(reader.metadata())?;
@@ -47,9 +51,17 @@ fn size<R: std::io::Read>(
         for record in batch.records()? {
             let Record::Exit(mut exit) = record else { continue };
             change(&mut exit);
+            if writer.is_full() {
+                bytes += writer.encode(|_| "guest".to_owned())?.len();
+            }
             writer.push(Record::Exit(exit));
             exits += 1;
         }
+        if same_batches {
+            bytes += writer.encode(|_| "guest".to_owned())?.len();
+        }
+    }
+    if !writer.is_empty() {
         bytes += writer.encode(|_| "guest".to_owned())?.len();
     }
     ensure!(exits > 0, "it has no exits");

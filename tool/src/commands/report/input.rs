@@ -67,8 +67,9 @@ enum Kind {
 struct Events {
     reader: Box<dyn file::Reader>,
     pairing: Pairing,
-    /// Read to learn the instruction set.
+    /// Read to learn the instruction set, and what was damaged there.
     ahead: Vec<Occurrence>,
+    damages: Vec<file::Damage>,
     isa: Isa,
 }
 
@@ -95,7 +96,7 @@ impl Input {
             Kind::Recording(recording::Reader::new(input).with_context(name)?)
         } else {
             let reader = if is_stdin { file::of(put_back(begin, file)?) } else { file::open(path) };
-            Kind::Events(Box::new(Events::new(reader.with_context(name)?)?))
+            Kind::Events(Box::new(Events::new(reader.with_context(name)?)))
         };
         Ok(Self { path: path.to_owned(), kind, total, shows_progress })
     }
@@ -250,10 +251,13 @@ fn put_back(begin: Vec<u8>, mut rest: File) -> Result<File> {
 }
 
 impl Events {
-    fn new(mut reader: Box<dyn file::Reader>) -> Result<Self> {
-        let (mut ahead, mut batch) = (Vec::new(), Vec::new());
+    fn new(mut reader: Box<dyn file::Reader>) -> Self {
+        let (mut ahead, mut damages, mut batch) = (Vec::new(), Vec::new(), Vec::new());
         let isa = loop {
-            let goes_on = reader.read(&mut batch)?;
+            let goes_on = reader.read(&mut batch).unwrap_or_else(|damage| {
+                damages.push(damage);
+                true
+            });
             ahead.append(&mut batch);
             match reader.description().isa {
                 Some(isa) => break isa,
@@ -263,7 +267,7 @@ impl Events {
             }
         };
         let pairing = Pairing::new(None).nested_exits(reader.description().nested_exits);
-        Ok(Self { reader, pairing, ahead, isa })
+        Self { reader, pairing, ahead, damages, isa }
     }
 
     fn each(
@@ -274,6 +278,9 @@ impl Events {
         damages: &mut Damages,
         mut take: impl FnMut(&Batch),
     ) {
+        for file::Damage { offset, what } in self.damages.drain(..) {
+            damages.add(path, offset, what);
+        }
         let mut occurrences = std::mem::take(&mut self.ahead);
         let mut builder = Builder::new(columns);
         // Events that were lost since the last batch.
