@@ -17,7 +17,7 @@ pub struct Measured {
     pub wall_s: f64,
     /// Seconds of all CPUs, user and system, of all processes of the command.
     pub cpu_s: f64,
-    /// MiB that its largest process had in memory.
+    /// MiB that its largest process had in memory; not less than this program, which it is forked from, has.
     pub peak_mib: u64,
 }
 
