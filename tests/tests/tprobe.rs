@@ -373,26 +373,26 @@ fn killed(boot: &mut Boot) {
 /// others' events are untouched.
 fn under_load(boot: &mut Boot) {
     let guest = Guest::new("guest", "cpuid").repeat(1_000_000).without_truth();
-    // Each time, four installations, one of which is killed at some point, and as many removals.
-    let times = counts().pick(5, 250);
-    let other = format!(
-        "i=0; while [ $i -lt {times} ]; do exitregs events install && exitregs events list && exitregs events remove; \
-         i=$((i+1)); done >/dev/null 2>messages; true"
-    );
+    // In each, eight installations, two of which are killed at some point, and as many removals.
+    let rounds = counts().pick(3, 125);
+    let other = "while [ ! -e stop ]; do exitregs events install && exitregs events list && exitregs events remove; done \
+                 >/dev/null 2>messages; true";
     // Not killed while it makes its tracefs instance: of that the kernel warns (docs/sources.md).
-    let own = format!(
-        "i=0; while [ $i -lt {times} ]; do\n\
+    let own = "for i in 1 2; do\n\
          exitregs trace --source tprobe -o /dev/null 2>trace-messages & trace=$!\n\
-         until grep -q ' source with ' trace-messages || ! kill -0 $trace 2>/dev/null; do :; done\n\
+         until grep -q ' source with ' trace-messages || ! kill -0 $trace 2>/dev/null; do sleep 0.1; done\n\
          exitregs events install 2>>own-messages; kill -9 $trace; cat trace-messages >>own-messages\n\
          exitregs events remove 2>>own-messages; exitregs events install 2>>own-messages & install=$!\n\
-         sleep 0.$((i % 4)); kill -9 $install; exitregs events remove 2>>own-messages; i=$((i+1)); done; true"
-    );
-    let scenario = Scenario::new("under load")
+         sleep 0.$i; kill -9 $install; exitregs events remove 2>>own-messages; done; true";
+    let mut scenario = Scenario::new("under load")
         .run(Process::shell("others", format!("echo 'p:others/fork kernel_clone' >> {DYNAMIC_EVENTS}")))
         .start(guest.process())
-        .start(Process::shell("one", other))
-        .run(Process::shell("two", own))
+        .start(Process::shell("one", other));
+    for round in 0..rounds {
+        scenario = scenario.run(Process::shell(format!("two-{round}"), own));
+    }
+    let scenario = scenario
+        .run(Process::new("stop", ["touch", "stop"]))
         .end("one")
         .run(exitregs("end", ["events", "remove", "--force"]))
         .kill("guest", Signal::SIGKILL)
@@ -402,8 +402,9 @@ fn under_load(boot: &mut Boot) {
             format!("cat {DYNAMIC_EVENTS}; echo '-:others/fork' >> {DYNAMIC_EVENTS}"),
         ))
         .run(tprobe("next", &["--duration", "50ms"]));
-    boot.test(scenario, |played| {
-        played.succeeded(&["others", "one", "two", "end", "after", "next"])?;
+    boot.test(scenario, move |played| {
+        played.succeeded(&["others", "one", "stop", "end", "after", "next"])?;
+        (0..rounds).try_for_each(|round| played.succeeded(&[&format!("two-{round}")]))?;
         let after = played.stdout("after")?;
         ensure!(after.trim() == "p:others/fork kernel_clone", "{after}");
         for name in ["messages", "own-messages"] {
