@@ -380,7 +380,7 @@ fn under_load(boot: &mut Boot) {
     // Not killed while it makes its tracefs instance: of that the kernel warns (docs/sources.md).
     let own = "for i in 1 2; do\n\
          exitregs trace --source tprobe -o /dev/null 2>trace-messages & trace=$!\n\
-         until grep -q ' source with ' trace-messages || ! kill -0 $trace 2>/dev/null; do sleep 0.1; done\n\
+         until grep -q exitregs: trace-messages; do sleep 0.1; done\n\
          exitregs events install 2>>own-messages; kill -9 $trace; cat trace-messages >>own-messages\n\
          exitregs events remove 2>>own-messages; exitregs events install 2>>own-messages & install=$!\n\
          sleep 0.$i; kill -9 $install; exitregs events remove 2>>own-messages; done; true";
