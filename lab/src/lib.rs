@@ -4,6 +4,7 @@
 pub mod binaries;
 pub mod cache;
 pub mod counts;
+pub mod events;
 pub mod guest;
 pub mod host;
 pub mod module;

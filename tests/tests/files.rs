@@ -14,27 +14,13 @@ use exitregs_common::event::{Event, KvmExit, field_bit};
 use exitregs_common::isa::Level;
 use exitregs_common::svm::ExitCode as Svm;
 use exitregs_lab::counts;
+use exitregs_lab::events::EVENTS;
 use exitregs_lab::host::Kernel;
 use exitregs_tests::guest::Guest;
 use exitregs_tests::scenario::{Process, Scenario};
 use exitregs_tests::suite::{self, Boot, Played, Suite};
 use exitregs_tests::truth::covers_both_levels;
 use tempfile::NamedTempFile;
-
-/// The events that are read.
-const EVENTS: [&str; 11] = [
-    "kvm_exit",
-    "kvm_entry",
-    "kvm_nested_vmenter",
-    "kvm_nested_vmexit",
-    "kvm_nested_vmexit_inject",
-    "kvm_nested_intr_vmexit",
-    "kvm_msr",
-    "kvm_cpuid",
-    "kvm_pio",
-    "kvm_hypercall",
-    "kvm_inj_exception",
-];
 
 /// How a file is recorded, and how the tool that did prints it. `FILE` and `EVENTS` stand for these.
 struct Recorded {

@@ -10,25 +10,12 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use exitregs_lab::binaries;
+use exitregs_lab::events::EVENTS;
 use exitregs_lab::host::{Command as HostCommand, Host, Kernel};
 use serde::{Deserialize, Serialize};
 
 use super::{File, check, lines_with, repeat};
 
-/// The events of KVM's that exitregs reads.
-const EVENTS: [&str; 11] = [
-    "kvm_exit",
-    "kvm_entry",
-    "kvm_nested_vmenter",
-    "kvm_nested_vmexit",
-    "kvm_nested_vmexit_inject",
-    "kvm_nested_intr_vmexit",
-    "kvm_msr",
-    "kvm_cpuid",
-    "kvm_pio",
-    "kvm_hypercall",
-    "kvm_inj_exception",
-];
 /// The files that are recorded; the text is of perf.data.
 const RECORDED: [File; 4] = [File::TraceDat, File::TraceDatZstd, File::PerfData, File::Recording];
 /// What is known of the files, beside them.
