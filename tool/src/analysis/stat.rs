@@ -6,7 +6,8 @@ use exitregs_common::event::Exit;
 use exitregs_common::isa::{Isa, Level};
 use std::collections::HashMap;
 
-/// Buckets of a time's histogram; `STAT_BUCKETS` of tool/bpf/stat.h.
+/// Buckets of a time's histogram; `STAT_BUCKETS` of tool/bpf/stat.h. They are the kernel's, not hdrhistogram's: what was
+/// counted live and what a file amounts to have the same percentiles, and a row takes a kilobyte, not tens.
 pub const BUCKETS: usize = 106;
 /// The first bucket takes times below `1 << FIRST_SHIFT` nanoseconds; each power of two above has four.
 const FIRST_SHIFT: u32 = 6;
