@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::process::Command;
 
-use exitregs_lab::host::{Base, Built, Patches};
+use exitregs_lab::host::{Base, Built};
 use exitregs_lab::module;
 
 /// All that a probe may call: of the kernel, and of `src/helpers.c`. Nothing of these allocates, sleeps or panics.
@@ -24,7 +24,7 @@ const ALLOWED: [&str; 10] = [
 const EMITTED: [&str; 5] = ["__fentry__", "__x86_return_thunk", "__stack_chk_fail", "memcpy", "memset"];
 
 fn probes_call_only_what_they_may(base: Base) {
-    let path = module::build(Built { base, patches: Patches::None }).unwrap();
+    let path = module::build(Built::plain(base)).unwrap();
     let output = Command::new("objdump")
         .args(["--disassemble", "--reloc", "--no-show-raw-insn"])
         .arg(path.with_file_name("src").join("kvm_exitregs_main.o"))

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, ensure};
 use exitregs_common::event::{Event, KvmEntry, KvmExit};
 use exitregs_common::isa::{Isa, Level};
-use exitregs_lab::host::{Base, Built, Kernel, Patches};
+use exitregs_lab::host::{Base, Built, Kernel};
 use exitregs_lab::{counts, module};
 use exitregs_tests::events::{counters, every_script, found_in, perf_counters};
 use exitregs_tests::exitregs::{exitregs, trace, while_running};
@@ -30,7 +30,7 @@ fn main() -> ExitCode {
 
 fn describe(suite: &mut Suite) -> Result<()> {
     for base in Base::ALL {
-        let built = Built { base, patches: Patches::None };
+        let built = Built::plain(base);
         let (kernel, file) = (Kernel::Built(built), module::build(built)?);
         let amd = suite::host(kernel)?.smp(2).program("perf").file(&file, FILE);
         let amd = suite.boot(kernel.to_string(), amd);

@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, ensure};
 use exitregs_common::isa::{Isa, Level};
 use exitregs_lab::counts;
-use exitregs_lab::host::{Base, Built, Kernel, Patches, Status};
+use exitregs_lab::host::{Base, Built, Kernel, Status};
 use exitregs_tests::events::{counters, every_script, found_in, nested_page_faults, perf_counters};
 use exitregs_tests::exitregs::{exitregs, stat, trace, while_running};
 use exitregs_tests::guest::Guest;
@@ -25,7 +25,7 @@ fn main() -> ExitCode {
 
 fn describe(suite: &mut Suite) -> Result<()> {
     for base in Base::ALL {
-        let kernel = Kernel::Built(Built { base, patches: Patches::All });
+        let kernel = Kernel::Built(Built::patched(base));
         let amd = suite.boot(kernel.to_string(), suite::host(kernel)?.smp(2).program("perf"));
         // Random scripts not on Linux 7: see tests/trace.rs.
         let seeds = if base == Base::Mainline { 0 } else { counts().pick(3, 100) };

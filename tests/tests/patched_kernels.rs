@@ -8,11 +8,11 @@ use std::time::Duration;
 
 use exitregs_common::event::{Event, Field, HEADER_SIZE, KvmEntry, KvmExit, KvmNestedPageFault};
 use exitregs_common::isa::Isa;
-use exitregs_lab::host::{Base, Built, Command, Emulator, Host, Kernel, Outcome, Patches, Status};
+use exitregs_lab::host::{Base, Built, Command, Emulator, Host, Kernel, Outcome, Status};
 use exitregs_lab::selftests::Selftests;
 
-const PATCHED: fn(Base) -> Built = |base| Built { base, patches: Patches::All };
-const PLAIN: fn(Base) -> Built = |base| Built { base, patches: Patches::None };
+const PATCHED: fn(Base) -> Built = Built::patched;
+const PLAIN: fn(Base) -> Built = Built::plain;
 
 /// For all the selftests of a host: an emulated Intel host takes a minute or two.
 const TIME_LIMIT: Duration = Duration::from_secs(900);

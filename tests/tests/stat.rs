@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, ensure};
 use exitregs_common::isa::Isa;
 use exitregs_lab::counts;
-use exitregs_lab::host::{Base, Built, Kernel, Patches};
+use exitregs_lab::host::{Base, Built, Kernel};
 use exitregs_lab::script::builtins;
 use exitregs_tests::exitregs::{exitregs, stat, trace, while_running};
 use exitregs_tests::guest::Guest;
@@ -39,7 +39,7 @@ fn describe(suite: &mut Suite) -> Result<()> {
         a_duration(boot);
         without_admin(boot, CHECKED);
     }
-    let newest = Kernel::Built(Built { base: Base::Mainline, patches: Patches::None });
+    let newest = Kernel::Built(Built::plain(Base::Mainline));
     for (kernel, access) in [(Kernel::Stock6_12, CHECKED), (newest, TYPED)] {
         let boot = suite.boot(format!("{kernel} on Intel"), suite::intel(kernel)?);
         every_script(boot, Isa::Vmx, seeds);
@@ -47,7 +47,7 @@ fn describe(suite: &mut Suite) -> Result<()> {
     }
     // Not random ones on Linux 7: see tests/trace.rs.
     for base in Base::ALL {
-        let kernel = Kernel::Built(Built { base, patches: Patches::None });
+        let kernel = Kernel::Built(Built::plain(base));
         let boot = suite.boot(kernel.to_string(), suite::host(kernel)?.smp(2));
         every_script(boot, Isa::Svm, if base == Base::Mainline { 0 } else { seeds });
         without_admin(boot, TYPED);

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, ensure};
 use exitregs_common::isa::{Isa, Level};
 use exitregs_lab::counts;
-use exitregs_lab::host::{Base, Built, Kernel, Patches, Status};
+use exitregs_lab::host::{Base, Built, Kernel, Status};
 use exitregs_lab::script::builtins;
 use exitregs_tests::events::{counters, expected_faults, nested_page_faults};
 use exitregs_tests::exitregs::{exitregs, stat, trace, while_running};
@@ -26,7 +26,7 @@ fn main() -> ExitCode {
 }
 
 fn describe(suite: &mut Suite) -> Result<()> {
-    let built = |base| Kernel::Built(Built { base, patches: Patches::None });
+    let built = |base| Kernel::Built(Built::plain(base));
     for kernel in [Kernel::Stock6_12, built(Base::V6_12), built(Base::Mainline)] {
         let host = suite::host(kernel)?.smp(2).memory_mib(4096).program("perf").program("trace-cmd");
         let amd = suite.boot(kernel.to_string(), host);

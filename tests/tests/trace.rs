@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, ensure};
 use exitregs_common::isa::Isa;
 use exitregs_lab::counts;
-use exitregs_lab::host::{Base, Built, Kernel, Patches};
+use exitregs_lab::host::{Base, Built, Kernel};
 use exitregs_lab::script::builtins;
 use exitregs_tests::exitregs::{exitregs, trace, while_running};
 use exitregs_tests::guest::Guest;
@@ -36,7 +36,7 @@ fn describe(suite: &mut Suite) -> Result<()> {
         file_of_its_owner(boot);
         a_million(boot);
     }
-    let newest = Kernel::Built(Built { base: Base::Mainline, patches: Patches::None });
+    let newest = Kernel::Built(Built::plain(Base::Mainline));
     for (kernel, access) in [(Kernel::Stock6_12, CHECKED), (newest, TYPED)] {
         let boot = suite.boot(format!("{kernel} on Intel"), suite::intel(kernel)?);
         named_scripts(boot, Isa::Vmx);
@@ -47,7 +47,7 @@ fn describe(suite: &mut Suite) -> Result<()> {
     // QEMU (7.2) leaves the type of an injected event in EXITINTINFO when that is no longer valid, and Linux 7 then emulates
     // no instruction: a random script that has L1 inject an exception may end there.
     for base in Base::ALL {
-        let kernel = Kernel::Built(Built { base, patches: Patches::None });
+        let kernel = Kernel::Built(Built::plain(base));
         let boot = suite.boot(kernel.to_string(), suite::host(kernel)?.smp(2));
         named_scripts(boot, Isa::Svm);
         if base != Base::Mainline {

@@ -10,7 +10,7 @@ use exitregs_common::event::{Event, KvmExit};
 use exitregs_common::isa::{Isa, Level};
 use exitregs_common::view::{VIEWS, View};
 use exitregs_lab::counts::{Counts, counts};
-use exitregs_lab::host::{Base, Built, Kernel, Patches};
+use exitregs_lab::host::{Base, Built, Kernel};
 use exitregs_lab::module;
 use exitregs_tests::exitregs::{exitregs, trace, while_running};
 use exitregs_tests::guest::Guest;
@@ -25,7 +25,7 @@ fn main() -> ExitCode {
 
 fn describe(suite: &mut Suite) -> Result<()> {
     let patched: Kernel = "v6.12+patched".parse()?;
-    let built = Built { base: Base::V6_12, patches: Patches::None };
+    let built = Built::plain(Base::V6_12);
     let module = module::build(built)?;
     for (source, kernel) in
         [("native", patched), ("tprobe", Kernel::Stock6_12), ("module", Kernel::Built(built))]

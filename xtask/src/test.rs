@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 use exitregs_lab::counts;
-use exitregs_lab::host::{Base, Built, Kernel, Patches};
+use exitregs_lab::host::{Base, Built, Kernel};
 
 use crate::setup;
 
@@ -99,8 +99,8 @@ fn suites() -> Result<Vec<Suite>> {
 /// Builds the kernels that are booted.
 fn build_kernels() -> Result<Vec<String>> {
     for base in Base::ALL {
-        for patches in [Patches::None, Patches::All] {
-            Kernel::Built(Built { base, patches }).image()?;
+        for built in [Built::plain(base), Built::patched(base)] {
+            Kernel::Built(built).image()?;
         }
     }
     Ok(Vec::new())

@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::process::{Command, Stdio};
 
-use exitregs_lab::host::{self, Base, Built, Host, Kernel, Patches};
+use exitregs_lab::host::{self, Base, Built, Host, Kernel};
 use exitregs_lab::truth::Line;
 use exitregs_lab::{binaries, cache, counts};
 
@@ -36,7 +36,7 @@ fn perf() {
     let record = "set -e; mkdir /o
         $0 kvm --host stat record -a -o /o/data exitregs-guest --script mix --repeat 20 --truth /o/truth
         for event in msr hypercall cpuid; do $0 kvm --host -i /o/data stat report --stdio --event $event >/o/$event 2>&1; done";
-    let kernel = Kernel::Built(Built { base: Base::V6_12, patches: Patches::All });
+    let kernel = Kernel::Built(Built::patched(Base::V6_12));
     let outcome = Host::amd(kernel)
         .program(&perf)
         .file(guest, "/usr/bin/exitregs-guest")

@@ -90,6 +90,9 @@ pub const KERNEL_CLANG: [Requirement; 3] = [
     Requirement::new("llvm-ar-19", "llvm-19"),
 ];
 
+/// What makes kbuild use the compiler and the tools of [`KERNEL_CLANG`].
+pub const LLVM: &str = "LLVM=-19";
+
 /// What building perf needs beside [`KERNEL_BUILD`].
 pub const PERF_BUILD: [Requirement; 2] = [
     Requirement::new("/usr/include/traceevent/event-parse.h", "libtraceevent-dev"),

@@ -8,6 +8,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 use exitregs_lab::host::kernel::config::{self, KvmAs};
+use exitregs_lab::host::requirements::LLVM;
 use exitregs_lab::host::{Base, Source, Tree};
 use exitregs_lab::selftests::Selftests;
 
@@ -125,7 +126,7 @@ impl Compilation {
         let mut fragment = None;
         if let Target::Kvm { compiler, kvm_as, prove_locking } = target {
             if compiler == Compiler::Clang {
-                tree = tree.variable("LLVM=-19");
+                tree = tree.variable(LLVM);
                 compiler_name = "clang-19";
             }
             fragment = Some(config::coverage(base, kvm_as, prove_locking));

@@ -18,7 +18,7 @@ use super::rust;
 use super::source::{Base, Source};
 use super::tree::Tree;
 use crate::cache;
-use crate::host::requirements::{self, KERNEL_BUILD};
+use crate::host::requirements::{self, KERNEL_BUILD, KERNEL_CLANG, LLVM, Requirement};
 use crate::patches::Series;
 
 /// A kernel that is built here.
@@ -28,6 +28,8 @@ pub struct Built {
     pub base: Base,
     /// What is applied to them.
     pub patches: Patches,
+    /// Whether it reports wrong accesses to memory (KASAN), wrong locking and leaks; then clang builds it.
+    pub kasan: bool,
 }
 
 /// How much of the series `patches/<base>` is applied.
@@ -59,9 +61,31 @@ impl Deref for LockedTree {
 /// The file, in a tree's folder of build results, that has the key of what was built there.
 const KEY_FILE: &str = "exitregs.key";
 
+/// What ends the name of a kernel that watches itself.
+const KASAN: &str = "+kasan";
+
 impl Built {
+    /// The kernel as it is.
+    pub const fn plain(base: Base) -> Self {
+        Self { base, patches: Patches::None, kasan: false }
+    }
+
+    /// The kernel with the whole series.
+    pub const fn patched(base: Base) -> Self {
+        Self { patches: Patches::All, ..Self::plain(base) }
+    }
+
+    /// The kernel as it is, watching itself.
+    pub const fn kasan(base: Base) -> Self {
+        Self { kasan: true, ..Self::plain(base) }
+    }
+
     /// Parses what [`fmt::Display`] prints.
     pub(super) fn parse(name: &str) -> Option<Self> {
+        let (name, kasan) = match name.strip_suffix(KASAN) {
+            Some(name) => (name, true),
+            None => (name, false),
+        };
         let (base, patches) = match name.split_once('+') {
             None => (name, Patches::None),
             Some((base, "patched")) => (base, Patches::All),
@@ -71,13 +95,13 @@ impl Built {
             }
         };
         let base = Base::ALL.into_iter().find(|candidate| candidate.name() == base)?;
-        Some(Self { base, patches })
+        Some(Self { base, patches, kasan })
     }
 
     /// The kernel of the cache, if it is still made of what it would be made of now.
     pub(super) fn cached(self) -> Result<Option<Image>> {
         let Some(source) = self.base.cached_source()? else { return Ok(None) };
-        if !requirements::missing(&KERNEL_BUILD).is_empty() || !rust::is_installed()? {
+        if !requirements::missing(&self.compilers()).is_empty() || !rust::is_installed()? {
             // Without the compilers nobody can tell what they would make.
             return Ok(None);
         }
@@ -87,7 +111,7 @@ impl Built {
 
     /// The kernel, built if the cache has it not.
     pub(super) fn image(self) -> Result<Image> {
-        install_compilers()?;
+        self.install_compilers()?;
         let source = self.base.source()?;
         let folder = self.image_folder(&self.key(&source)?)?;
         if !folder.exists() {
@@ -108,7 +132,7 @@ impl Built {
     /// # Errors
     /// If it cannot be built.
     pub fn tree(self) -> Result<LockedTree> {
-        install_compilers()?;
+        self.install_compilers()?;
         let source = self.base.source()?;
         let trees = cache::folder("trees")?;
         let lock = cache::lock(&trees)?;
@@ -119,7 +143,10 @@ impl Built {
     /// Builds in `trees`, which is locked, unless that has been done.
     fn build(self, source: &Source, trees: &Path) -> Result<Tree> {
         let bindgen = format!("BINDGEN={}", rust::bindgen()?.display());
-        let tree = Tree::new(trees.join(self.to_string())).variable(bindgen);
+        let mut tree = Tree::new(trees.join(self.to_string())).variable(bindgen);
+        if self.kasan {
+            tree = tree.variable(LLVM);
+        }
         let key = self.key(source)?;
         let key_file = tree.build_folder().join(KEY_FILE);
         if fs::read_to_string(&key_file).is_ok_and(|built| built == key) {
@@ -136,7 +163,7 @@ impl Built {
         match plain {
             // Only what the patches touch is built again.
             Some(plain) => tree.copy_results(&plain, KEY_FILE)?,
-            None => tree.configure(&config::boot(self.base))?,
+            None => tree.configure(&config::boot(self.base, self.kasan))?,
         }
         tree.make(&self.make_arguments())?;
         tree.remove_intermediate()?;
@@ -180,14 +207,16 @@ impl Built {
         };
         add(source.package.as_bytes());
         add(source.version.as_bytes());
-        add(config::boot(self.base).as_bytes());
+        add(config::boot(self.base, self.kasan).as_bytes());
         for argument in self.make_arguments() {
             add(argument.as_bytes());
         }
         for path in self.patch_files()? {
             add(&fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?);
         }
-        for program in ["gcc".into(), "ld".into(), "pahole".into(), "rustc".into(), rust::bindgen()?] {
+        let mut programs = vec!["gcc".into(), "ld".into(), "pahole".into(), "rustc".into(), rust::bindgen()?];
+        programs.extend(self.kasan.then(|| "clang-19".into()));
+        for program in programs {
             let output = Command::new(&program).arg("--version").output();
             add(&output.with_context(|| format!("cannot run {}", program.display()))?.stdout);
         }
@@ -197,23 +226,29 @@ impl Built {
     fn image_folder(self, key: &str) -> Result<PathBuf> {
         Ok(cache::folder(image::FOLDER)?.join(format!("{self}_{key}")))
     }
+
+    /// What building it needs beside Rust.
+    fn compilers(self) -> Vec<Requirement> {
+        let clang = if self.kasan { &KERNEL_CLANG[..] } else { &[] };
+        [&KERNEL_BUILD[..], clang].concat()
+    }
+
+    fn install_compilers(self) -> Result<()> {
+        requirements::install(&self.compilers())?;
+        rust::install().map(drop)
+    }
 }
 
 impl fmt::Display for Built {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.base.name())?;
         match self.patches {
-            Patches::None => Ok(()),
-            Patches::All => f.write_str("+patched"),
-            Patches::First(first) => write!(f, "+patched@{first}"),
+            Patches::None => {}
+            Patches::All => f.write_str("+patched")?,
+            Patches::First(first) => write!(f, "+patched@{first}")?,
         }
+        f.write_str(if self.kasan { KASAN } else { "" })
     }
-}
-
-/// Installs what building kernels needs.
-fn install_compilers() -> Result<()> {
-    requirements::install(&KERNEL_BUILD)?;
-    rust::install().map(drop)
 }
 
 /// Copies what boots from a tree to `folder`, laid out as packages have it.

@@ -13,8 +13,13 @@ pub enum KvmAs {
 }
 
 /// The configuration of the kernels that are booted: small, with KVM built in.
-pub(super) fn boot(base: Base) -> String {
-    [&shared(base), &kvm(KvmAs::BuiltIn), include_str!("../../../kernels/boot.config")].concat()
+pub(super) fn boot(base: Base, kasan: bool) -> String {
+    let own = if kasan {
+        include_str!("../../../kernels/kasan.config")
+    } else {
+        include_str!("../../../kernels/boot.config")
+    };
+    [&shared(base), &kvm(KvmAs::BuiltIn), own].concat()
 }
 
 /// A configuration to compile all of KVM with, warnings being errors. Such kernels are not for booting.

@@ -27,7 +27,8 @@ pub enum Kernel {
     Stock6_1,
     /// Debian 12's backported cloud kernel, Linux 6.12: KVM as modules, with tprobe events.
     Stock6_12,
-    /// Built here: KVM built in, with tprobe events and type information; with or without the patches of this repository.
+    /// Built here: KVM built in, with tprobe events; with or without the patches of this repository; with type information, or
+    /// watching itself.
     Built(Built),
 }
 
@@ -94,7 +95,7 @@ impl str::FromStr for Kernel {
             let built = Base::ALL.map(Base::name).join(", ");
             format!(
                 "no kernel is called {name:?}; there are: {stock}, {built}, and with the patches of this repository \
-                 NAME+patched (all) or NAME+patched@N (the first N)"
+                 NAME+patched (all) or NAME+patched@N (the first N); those with +kasan at the end watch themselves"
             )
         })
     }
@@ -106,17 +107,32 @@ mod tests {
 
     #[test]
     fn names_round_trip() {
-        for name in
-            ["6.1", "6.12", "v6.12", "v6.12+patched", "v6.12+patched@3", "mainline", "mainline+patched"]
-        {
+        for name in [
+            "6.1",
+            "6.12",
+            "v6.12",
+            "v6.12+patched",
+            "v6.12+patched@3",
+            "v6.12+patched@3+kasan",
+            "v6.12+kasan",
+            "mainline",
+            "mainline+patched",
+        ] {
             assert_eq!(name.parse::<Kernel>().unwrap().to_string(), name);
         }
     }
 
     #[test]
     fn an_unknown_name_says_which_there_are() {
-        for name in ["6.2", "6.12+patched", "v6.12+", "v6.12+patched@", "v6.12+patched@x", "v6.12+patched@0"]
-        {
+        for name in [
+            "6.2",
+            "6.12+patched",
+            "v6.12+",
+            "v6.12+patched@",
+            "v6.12+patched@x",
+            "v6.12+patched@0",
+            "6.12+kasan",
+        ] {
             let error = name.parse::<Kernel>().unwrap_err().to_string();
             let start = format!("no kernel is called {name:?}; there are: 6.1, 6.12, v6.12, mainline, and");
             assert!(error.starts_with(&start), "{error}");
