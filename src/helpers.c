@@ -6,9 +6,15 @@
 #include <linux/perf_event.h>
 #include <linux/percpu.h>
 #include <linux/preempt.h>
+#include <linux/sched.h>
+#include <linux/tracepoint.h>
 #include <asm/cpufeature.h>
 
 #include "helpers.h"
+
+#ifndef CONFIG_FPROBE
+#error "kvm_nested_page_fault needs a kernel with CONFIG_FPROBE=y"
+#endif
 
 /* this_cpu_ptr() is a macro around assembly that names a per-CPU variable of the kernel's own. */
 notrace struct hlist_head *exitregs_perf_events(struct hlist_head __percpu *events)
@@ -22,6 +28,12 @@ notrace void exitregs_perf_caller_regs(struct pt_regs *regs)
 	perf_fetch_caller_regs(regs);
 }
 
+/* current is a macro around a per-CPU variable. */
+notrace struct task_struct *exitregs_current(void)
+{
+	return current;
+}
+
 /* preempt_disable_notrace() and its counterpart are macros; the count they change is a per-CPU variable. */
 notrace void exitregs_preempt_disable(void)
 {
@@ -31,6 +43,12 @@ notrace void exitregs_preempt_disable(void)
 notrace void exitregs_preempt_enable(void)
 {
 	preempt_enable_notrace();
+}
+
+/* tracepoint_synchronize_unregister() is inline; what it waits for differs between kernels. */
+void exitregs_synchronize_tracepoints(void)
+{
+	tracepoint_synchronize_unregister();
 }
 
 /* boot_cpu_has() is a macro, and the layout of what it looks at differs between kernels. */

@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0-only
-//! `exitregs:kvm_exit` and `exitregs:kvm_entry`: KVM's events with the guest's registers and its level, for kernels whose own
-//! events lack them.
+//! `exitregs:kvm_exit`, `exitregs:kvm_entry` and `exitregs:kvm_nested_page_fault`: KVM's events with the guest's registers and
+//! its level, for kernels whose own events lack them.
 
 mod bindings;
 mod common;
 mod layout;
+mod nested_page_fault;
 mod trace_event;
 mod vcpu;
 mod version;
@@ -24,7 +25,7 @@ use vcpu::Vcpu;
 module! {
     type: Exitregs,
     name: "kvm_exitregs",
-    description: "KVM's exit and entry events with guest registers and nesting",
+    description: "KVM's exit, entry and nested page fault events with guest registers",
     license: "GPL",
 }
 
@@ -61,7 +62,7 @@ trace_event! {
 trace_event! {
     /// The vCPU is about to enter the guest.
     mod entry: KvmEntry on __tracepoint_kvm_entry(vcpu: *mut bindings::kvm_vcpu, immediate_exit: bool) {
-        let is_vmx = IS_VMX.load(Ordering::Relaxed);
+        let is_vmx = is_vmx();
         // SAFETY: The tracepoint passes the vCPU that is about to run; a processor has one instruction set only.
         let (vcpu, (intr_info, error_code), rip) = unsafe {
             let vcpu = Vcpu::new(vcpu);
@@ -87,6 +88,11 @@ trace_event! {
 /// Whether the processor has VMX; `kvm_entry` does not tell.
 static IS_VMX: AtomicBool = AtomicBool::new(false);
 
+#[inline(always)]
+fn is_vmx() -> bool {
+    IS_VMX.load(Ordering::Relaxed)
+}
+
 /// Whether KVM may run with an enlightened VMCS: on Hyper-V a structure in memory takes the place of VMREAD.
 fn is_on_hyperv() -> bool {
     #[cfg(CONFIG_HYPERVISOR_GUEST)]
@@ -103,18 +109,16 @@ impl kernel::Module for Exitregs {
     fn init(_module: &'static ThisModule) -> Result<Self> {
         // SAFETY: They may be called at any time.
         let (has_vmx, has_svm) = unsafe { (bindings::exitregs_has_vmx(), bindings::exitregs_has_svm()) };
-        if has_vmx {
-            if is_on_hyperv() {
-                pr_err!("not on Hyper-V: KVM's VMCS may be one that no processor can read\n");
-                return Err(ENODEV);
-            }
-            IS_VMX.store(true, Ordering::Relaxed);
-        } else if has_svm {
-            layout::check()?;
-        } else {
+        if !has_vmx && !has_svm {
             pr_err!("this processor has neither VMX nor SVM\n");
             return Err(ENODEV);
         }
+        if has_vmx && is_on_hyperv() {
+            pr_err!("not on Hyper-V: KVM's VMCS may be one that no processor can read\n");
+            return Err(ENODEV);
+        }
+        IS_VMX.store(has_vmx, Ordering::Relaxed);
+        layout::check(has_vmx)?;
         Ok(Self)
     }
 }

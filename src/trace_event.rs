@@ -10,11 +10,11 @@
 
 use core::cell::UnsafeCell;
 use core::ffi::{c_char, c_int, c_void};
-use core::mem::{size_of, MaybeUninit};
+use core::mem::{MaybeUninit, size_of};
 use core::ptr;
 
 use crate::bindings;
-use crate::common::event::{Event, Field, HEADER_SIZE};
+use crate::common::event::{Event, Field, GROUP, HEADER_SIZE};
 use crate::version::PreemptionGuard;
 
 /// A record as it lies in a trace buffer: what every event has, then the event's own.
@@ -72,6 +72,9 @@ const fn terminated(text: &str) -> [u8; NAME_SIZE] {
     }
     bytes
 }
+
+/// The group that tracefs has the events in.
+pub(crate) static SYSTEM: [u8; NAME_SIZE] = terminated(GROUP);
 
 /// The types and names of an event's fields.
 pub(crate) const fn field_strings<const N: usize>(fields: &[Field]) -> [FieldStrings; N] {
@@ -279,6 +282,24 @@ pub(crate) unsafe fn submit<E: Event>(data: *mut c_void, record: impl FnOnce() -
     }
 }
 
+/// `trace_event_reg()`, after which no probe is running that was taken off: it may be the module's end.
+///
+/// # Safety
+/// Only for `trace_event_class.reg`.
+pub(crate) unsafe extern "C" fn register(
+    call: *mut bindings::trace_event_call,
+    what: bindings::trace_reg,
+    data: *mut c_void,
+) -> c_int {
+    // SAFETY: By the requirement.
+    let result = unsafe { bindings::trace_event_reg(call, what, data) };
+    if what == bindings::trace_reg_TRACE_REG_UNREGISTER {
+        // SAFETY: The core calls this where it may sleep. After perf's it does this itself.
+        unsafe { bindings::exitregs_synchronize_tracepoints() };
+    }
+    result
+}
+
 /// The most fields that an event may have: as many values are passed to the kernel's `printf`.
 const FIELDS_LIMIT: usize = 16;
 
@@ -338,11 +359,29 @@ pub(crate) unsafe extern "C" fn print<E: Event + Copy>(
 /// }
 /// ```
 ///
-/// The parameters must be those of the tracepoint (`TP_PROTO`), whose name is the event's.
+/// The parameters must be those of the tracepoint (`TP_PROTO`), whose name is the event's. An event with another name than the
+/// tracepoint that it is attached to is `named by` one of the module's own, and `attached by` a function like [`register`].
 macro_rules! trace_event {
     (
         $(#[$doc:meta])*
-        mod $module:ident: $Event:ident on $tracepoint:ident($($argument:ident: $type:ty),*) $record:block
+        mod $module:ident: $Event:ident on $tracepoint:ident $arguments:tt $record:block
+    ) => {
+        trace_event! {
+            @define $(#[$doc])* $module $Event (&raw mut bindings::$tracepoint) ($crate::trace_event::register)
+            $arguments $record
+        }
+    };
+    (
+        $(#[$doc:meta])*
+        mod $module:ident: $Event:ident named by $tracepoint:ident attached by $register:ident $arguments:tt $record:block
+    ) => {
+        trace_event! {
+            @define $(#[$doc])* $module $Event ($tracepoint.get()) ($register) $arguments $record
+        }
+    };
+    (
+        @define $(#[$doc:meta])* $module:ident $Event:ident ($tracepoint:expr) ($register:path)
+        ($($argument:ident: $type:ty),* $(,)?) $record:block
     ) => {
         $(#[$doc])*
         mod $module {
@@ -397,10 +436,10 @@ macro_rules! trace_event {
                     unsafe { MaybeUninit::zeroed().assume_init() };
                 // SAFETY: Only an address is computed.
                 let list = unsafe { &raw mut (*CLASS.get()).fields };
-                class.system = c"exitregs".as_ptr().cast_mut().cast();
+                class.system = te::SYSTEM.as_ptr().cast();
                 class.probe = probe as *mut c_void;
                 class.perf_probe = perf_probe as *mut c_void;
-                class.reg = Some(bindings::trace_event_reg);
+                class.reg = Some($register);
                 class.fields_array = FIELDS_ARRAY.get().cast();
                 class.fields.next = list;
                 class.fields.prev = list;
@@ -413,7 +452,7 @@ macro_rules! trace_event {
                 let mut call: bindings::trace_event_call =
                     unsafe { MaybeUninit::zeroed().assume_init() };
                 call.class = CLASS.get();
-                call.__bindgen_anon_1.tp = &raw mut bindings::$tracepoint;
+                call.__bindgen_anon_1.tp = $tracepoint;
                 call.event.funcs = FUNCTIONS.get();
                 call.print_fmt = PRINT_FORMAT.get().cast();
                 call.flags = bindings::TRACE_EVENT_FL_TRACEPOINT as c_int;

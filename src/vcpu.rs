@@ -4,7 +4,8 @@
 //! C headers: [`arch/x86/include/asm/kvm_host.h`](srctree/arch/x86/include/asm/kvm_host.h),
 //! [`arch/x86/include/asm/svm.h`](srctree/arch/x86/include/asm/svm.h).
 
-use core::mem::{offset_of, MaybeUninit};
+use core::ffi::c_void;
+use core::mem::offset_of;
 
 use crate::bindings;
 use crate::layout;
@@ -30,42 +31,47 @@ pub(crate) struct Registers {
     pub(crate) rdx: u64,
 }
 
-/// The vCPU that this CPU is running, between its being loaded and its being put, with interrupts disabled.
+/// The vCPU that this CPU is running, between its being loaded and its being put.
 #[derive(Clone, Copy)]
-pub(crate) struct Vcpu<'a>(&'a bindings::kvm_vcpu);
+pub(crate) struct Vcpu<'a> {
+    common: &'a bindings::kvm_vcpu,
+    /// The vendor's structure, which begins with the common part.
+    whole: *const c_void,
+}
 
 impl<'a> Vcpu<'a> {
     /// # Safety
-    /// `vcpu` must be what `kvm_exit` or `kvm_entry` gave a probe that is still running.
+    /// `vcpu` must be what `kvm_exit` or `kvm_entry` gave a probe that is still running, or another that stays on this CPU, in
+    /// its own thread.
     #[inline(always)]
     pub(crate) unsafe fn new(vcpu: *mut bindings::kvm_vcpu) -> Self {
         // SAFETY: By the requirement. Others than this CPU write to `requests` alone, which is read as volatile.
-        Self(unsafe { &*vcpu })
+        Self { common: unsafe { &*vcpu }, whole: vcpu.cast() }
     }
 
     /// As KVM_CREATE_VCPU was given it.
     #[inline(always)]
     pub(crate) fn id(self) -> u32 {
-        self.0.vcpu_id as u32
+        self.common.vcpu_id as u32
     }
 
     /// The `KVM_REQ_*` bits that are pending.
     #[inline(always)]
     pub(crate) fn requests(self) -> u64 {
         // SAFETY: A reference is valid. Other CPUs set bits meanwhile: READ_ONCE().
-        unsafe { (&raw const self.0.requests).read_volatile() }
+        unsafe { (&raw const self.common.requests).read_volatile() }
     }
 
     /// `is_guest_mode()`, by the statistic that KVM keeps equal to it: the flag itself is a private bit.
     #[inline(always)]
     pub(crate) fn is_nested(self) -> bool {
-        self.0.stat.guest_mode != 0
+        self.common.stat.guest_mode != 0
     }
 
     /// SEV-ES, SEV-SNP or TDX.
     #[inline(always)]
     pub(crate) fn is_protected(self) -> bool {
-        self.0.arch.guest_state_protected
+        self.common.arch.guest_state_protected
     }
 
     /// The registers, 0 where KVM cannot know them.
@@ -75,7 +81,7 @@ impl<'a> Vcpu<'a> {
             return Registers::default();
         }
         // RAX, RCX, RDX, RBX: as instructions encode them.
-        let regs = &self.0.arch.regs;
+        let regs = &self.common.arch.regs;
         Registers { rax: regs[0], rcx: regs[1], rdx: regs[2], rbx: regs[3] }
     }
 
@@ -99,7 +105,7 @@ impl<'a> Vcpu<'a> {
         if self.is_protected() {
             return 0;
         }
-        match version::cached_rip(&self.0.arch) {
+        match version::cached_rip(&self.common.arch) {
             Some(rip) => rip,
             // SAFETY: By the requirement.
             None if is_vmx => unsafe { self.vmcs() }.map_or(0, |vmcs| vmcs.guest_rip()),
@@ -110,7 +116,7 @@ impl<'a> Vcpu<'a> {
     /// What `get_exit_info()` of KVM tells; `None` if that cannot be known.
     ///
     /// # Safety
-    /// The vCPU must have exited, and `is_vmx` tell VMX from SVM.
+    /// The vCPU must have exited, and not entered since, and `is_vmx` tell VMX from SVM.
     #[inline(always)]
     pub(crate) unsafe fn exit_info(self, is_vmx: bool) -> Option<ExitInfo> {
         if is_vmx {
@@ -152,16 +158,20 @@ impl<'a> Vcpu<'a> {
     unsafe fn control<T>(self, offset: usize) -> Option<T> {
         const PAGE_MASK: u64 = 0xfff;
 
-        let pointer: *const u64 = (&raw const *self.0).cast::<u8>().wrapping_add(layout::vmcb_offset()).cast();
-        // SAFETY: The function reads from any address, or does not.
-        let vmcb: u64 = unsafe { read(pointer) }?;
+        // SAFETY: An SVM vCPU is a `struct vcpu_svm`.
+        let vmcb = unsafe { layout::VMCB.read(self.whole) }?;
+        let part = vmcb.wrapping_add((offset_of!(bindings::vmcb, control) + offset) as u64) as *const T;
+        if layout::VMCB.is_built_in() {
+            // SAFETY: This is the pointer to the VMCB, which a vCPU that runs always has. The processor has stopped writing to it,
+            // or not begun.
+            return Some(unsafe { part.read() });
+        }
         // A VMCB is a page; this is all that can be told of an address.
         if vmcb == 0 || vmcb & PAGE_MASK != 0 {
             return None;
         }
-        let part = vmcb.wrapping_add((offset_of!(bindings::vmcb, control) + offset) as u64);
-        // SAFETY: As above, and by the requirement.
-        unsafe { read(part as *const T) }
+        // SAFETY: By the requirement.
+        unsafe { layout::read(part) }
     }
 }
 
@@ -195,21 +205,6 @@ macro_rules! same_place {
 same_place!(VmcbExit starts at exit_code:
     info1 is exit_info_1, info2 is exit_info_2, intr_info is exit_int_info, error_code is exit_int_info_err);
 same_place!(VmcbEvent starts at event_inj: error_code is event_inj_err);
-
-/// Reads from kernel memory; `None` if that faults.
-///
-/// # Safety
-/// Every pattern of bits must be a `T`.
-#[inline(always)]
-unsafe fn read<T>(from: *const T) -> Option<T> {
-    let mut value = MaybeUninit::<T>::uninit();
-    // SAFETY: The destination is as large as the size says; the source may be anything.
-    let failed = unsafe {
-        bindings::copy_from_kernel_nofault(value.as_mut_ptr().cast(), from.cast(), size_of::<T>() as _)
-    };
-    // SAFETY: Every byte was written, and by the requirement that makes a value.
-    (failed == 0).then(|| unsafe { value.assume_init() })
-}
 
 /// Whether SVM's event information says that there is an error code.
 #[inline(always)]

@@ -30,6 +30,13 @@ impl Drop for PreemptionGuard {
     }
 }
 
+/// What an fprobe gets of the registers at a function's entry: on x86 a `struct pt_regs`, by either name. Of newer kernels only
+/// the arguments and the stack pointer are there.
+#[cfg(exitregs_ftrace_regs)]
+pub(crate) type EntryRegisters = bindings::ftrace_regs;
+#[cfg(not(exitregs_ftrace_regs))]
+pub(crate) type EntryRegisters = bindings::pt_regs;
+
 /// The number of RIP in `regs_avail`.
 #[cfg(exitregs_arch_rip)]
 const RIP: u32 = bindings::kvm_reg_VCPU_REG_RIP;
