@@ -26,6 +26,19 @@ pub fn build(kernel: Built) -> Result<PathBuf> {
     compile(&kernel.to_string(), |folder| command(&tree, folder))
 }
 
+/// The same, as on a host that has the kernel's public headers alone: the module does not know KVM's private structures.
+///
+/// # Errors
+/// As [`build`].
+pub fn build_by_public_headers(kernel: Built) -> Result<PathBuf> {
+    let tree = kernel.tree()?;
+    compile(&format!("{kernel}-public"), |folder| {
+        let mut make = command(&tree, folder);
+        make.arg("exitregs_private=");
+        make
+    })
+}
+
 /// Builds the module for the kernel whose folder of build results (or installed headers) is `kdir`.
 ///
 /// # Errors

@@ -66,7 +66,7 @@ fn without_privileges(boot: &mut Boot) {
 
 fn wrong_arguments(boot: &mut Boot) {
     let long = vec!["rax == 1"; 65].join(" && ");
-    let cases: [(&[&str], &[&str]); 27] = [
+    let cases: [(&[&str], &[&str]); 28] = [
         (&[], &["Usage"]),
         (&["no-such-command"], &["no-such-command"]),
         (&["trace", "--no-such-option"], &["--no-such-option"]),
@@ -91,6 +91,7 @@ fn wrong_arguments(boot: &mut Boot) {
         (&["trace", "--buffer-size", "3"], &["power of two"]),
         (&["stat", "--json", "--csv"], &["--csv"]),
         (&["doctor", "now"], &["now"]),
+        (&["events", "install", "--file", "module.ko"], &["--file", "--source module"]),
         (&["views", "msrs"], &["msrs", "msr-write"]),
         (&["views", "msr", "--vendor", "arm"], &["--vendor", "svm"]),
         (&["views", "nested-page-fault", "--level", "l1"], &["--level", "nested page faults are of L2"]),
@@ -132,7 +133,11 @@ fn without_patches(boot: &mut Boot) {
         let lacks = "kvm_exit has no is_nested, is_protected, rax, rbx, rcx, rdx";
         played.failed("trace", 1, &[lacks, "patch series"])?;
         played.failed("stat", 1, &[lacks, "patch series"])?;
-        played.failed("faults", 1, &["this source has no nested page faults", "--source native or tprobe"])
+        played.failed(
+            "faults",
+            1,
+            &["this source has no nested page faults", "--source native, module or tprobe"],
+        )
     });
 }
 

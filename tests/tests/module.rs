@@ -5,11 +5,13 @@
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, ensure};
-use exitregs_common::event::{Event, KvmEntry, KvmExit};
+use exitregs_common::event::{Event, KvmEntry, KvmExit, KvmNestedPageFault};
 use exitregs_common::isa::{Isa, Level};
 use exitregs_lab::host::{Base, Built, Kernel};
 use exitregs_lab::{counts, module};
-use exitregs_tests::events::{counters, every_script, found_in, perf_counters};
+use exitregs_tests::events::{
+    counters, every_script, expected_faults, found_in, nested_page_faults, perf_counters,
+};
 use exitregs_tests::exitregs::{exitregs, trace, while_running};
 use exitregs_tests::guest::Guest;
 use exitregs_tests::record;
@@ -20,6 +22,8 @@ use nix::sys::signal::Signal;
 
 /// Where the module lies on the hosts.
 const FILE: &str = "/kvm_exitregs.ko";
+/// And one that was built without KVM's private headers.
+const PUBLIC: &str = "/public.ko";
 /// What busybox' insmod exits with is the error's number.
 const EEXIST: i32 = 17;
 const EINVAL: i32 = 22;
@@ -32,11 +36,13 @@ fn describe(suite: &mut Suite) -> Result<()> {
     for base in Base::ALL {
         let built = Built::plain(base);
         let (kernel, file) = (Kernel::Built(built), module::build(built)?);
-        let amd = suite::host(kernel)?.smp(2).program("perf").file(&file, FILE);
+        let public = module::build_by_public_headers(built)?;
+        let amd = suite::host(kernel)?.smp(2).program("perf").file(&file, FILE).file(&public, PUBLIC);
         let amd = suite.boot(kernel.to_string(), amd);
         refused(amd);
         loaded(amd);
         formats(amd);
+        nested_page_faults(amd, Isa::Svm, "module");
         // Random scripts not on Linux 7: see tests/trace.rs.
         let seeds = if base == Base::Mainline { 0 } else { counts().pick(2, 50) };
         every_script(amd, Isa::Svm, seeds, "module");
@@ -44,15 +50,33 @@ fn describe(suite: &mut Suite) -> Result<()> {
         perf_counters(amd, Isa::Svm, "exitregs:kvm_exit");
         tracefs(amd, Isa::Svm);
         load_and_unload(amd);
-        let intel = suite::intel(kernel)?.program("perf").file(&file, FILE);
+        if base == Base::V6_12 {
+            by_offsets(amd, Isa::Svm);
+            one_maker(amd);
+        }
+        let intel = suite::intel(kernel)?.program("perf").file(&file, FILE).file(&public, PUBLIC);
         let intel = suite.boot(format!("{kernel} on Intel"), intel);
         loaded(intel);
         formats(intel);
+        nested_page_faults(intel, Isa::Vmx, "module");
         every_script(intel, Isa::Vmx, counts().pick(1, 20), "module");
         counters(intel, Isa::Vmx, "module");
         perf_counters(intel, Isa::Vmx, "exitregs:kvm_exit");
         tracefs(intel, Isa::Vmx);
+        if base == Base::V6_12 {
+            by_offsets(intel, Isa::Vmx);
+        }
     }
+    // It takes half an hour to build.
+    for kernel in counts().pick(vec![], vec![Built::kasan(Base::V6_12)]) {
+        let host = suite::host(Kernel::Built(kernel))?.smp(2).file(module::build(kernel)?, FILE);
+        load_and_unload(suite.boot(kernel.to_string(), host));
+    }
+    let kernel = Built::plain(Base::V6_12);
+    let file = module::build(kernel)?;
+    // KVM is there, and finds nothing to run guests with.
+    let host = suite::host(Kernel::Built(kernel))?.kernel_parameter("clearcpuid=svm").file(&file, FILE);
+    without_vendor(suite.boot("without SVM", host));
     Ok(())
 }
 
@@ -62,7 +86,13 @@ fn insmod(name: &str, parameters: &str) -> Process {
 
 /// Offsets that cannot be right are refused with a message; one that could be, and is not, makes no event and no fault.
 fn refused(boot: &mut Boot) {
-    const WRONG: [&str; 3] = ["vmcb_offset=0", "vmcb_offset=7", "vmcb_offset=4294967288"];
+    const WRONG: [&str; 5] = [
+        "vmcb_offset=0",
+        "vmcb_offset=7",
+        "vmcb_offset=4294967288",
+        "fault_address_offset=12",
+        "fault_address_offset=64",
+    ];
     let guest = Guest::new("guest", "basic").without_truth();
     let mut scenario =
         Scenario::new("wrong offsets").run(exitregs("without", ["trace", "--source", "module"]));
@@ -70,7 +100,8 @@ fn refused(boot: &mut Boot) {
         scenario = scenario.run(insmod(&format!("wrong-{number}"), parameter));
     }
     // The first place after the vCPU's common part that is aligned, and then the last that is taken.
-    let plausible = "base=$(dmesg | sed -n 's/.*multiple of 8 from \\([0-9]*\\) on/\\1/p' | tail -n 1)
+    let plausible =
+        "base=$(dmesg | sed -n 's/.*vmcb_offset=7 cannot be: .* from \\([0-9]*\\) on.*/\\1/p' | tail -n 1)
         for offset in $base $((base + 8 * 512)) $((base + 16376)); do
             insmod /kvm_exitregs.ko vmcb_offset=$offset && cd /sys/kernel/tracing || exit 1
             echo 1 > events/exitregs/enable
@@ -84,14 +115,20 @@ fn refused(boot: &mut Boot) {
     process.argv.push(guest.argv().join(" "));
     let scenario = scenario.run(process).run(Process::new("log", ["dmesg"]));
     boot.test(scenario, move |played| {
-        played.failed("without", 1, &["the module kvm_exitregs is not loaded", "insmod"])?;
+        played.failed(
+            "without",
+            1,
+            &["the module kvm_exitregs is not loaded", "events install --source module"],
+        )?;
         for number in 0..WRONG.len() {
             played.failed(&format!("wrong-{number}"), EINVAL, &["Invalid argument"])?;
         }
         let log = played.stdout("log")?;
-        for word in ["vmcb_offset is missing", "vmcb_offset=7 cannot be", "vmcb_offset=4294967288 cannot be"]
-        {
-            ensure!(log.contains(word), "the kernel did not say {word:?}");
+        for word in WRONG.map(|parameter| match parameter {
+            "vmcb_offset=0" => "vmcb_offset is missing".to_owned(),
+            other => format!("{other} cannot be"),
+        }) {
+            ensure!(log.contains(&word), "the kernel did not say {word:?}");
         }
         played.succeeded(&["plausible"])
     });
@@ -124,14 +161,18 @@ fn formats(boot: &mut Boot) {
     let cat = |event: &str| {
         Process::new(event, ["cat", &format!("/sys/kernel/tracing/events/exitregs/{event}/format")])
     };
-    let scenario = Scenario::new("formats").run(cat(KvmExit::NAME)).run(cat(KvmEntry::NAME));
-    boot.test(scenario, |played| {
-        for (name, expected) in
-            [(KvmExit::NAME, KvmExit::format().to_string()), (KvmEntry::NAME, KvmEntry::format().to_string())]
-        {
+    let expected = [
+        (KvmExit::NAME, KvmExit::format().to_string()),
+        (KvmEntry::NAME, KvmEntry::format().to_string()),
+        (KvmNestedPageFault::NAME, KvmNestedPageFault::format().to_string()),
+    ];
+    let scenario =
+        expected.iter().fold(Scenario::new("formats"), |scenario, (name, _)| scenario.run(cat(name)));
+    boot.test(scenario, move |played| {
+        for (name, expected) in &expected {
             let text = played.stdout(name)?;
             let (_, own) = text.split_once("\n\n").with_context(|| format!("{name}: {text}"))?;
-            ensure!(own == expected, "{name}: found\n{own}expected\n{expected}");
+            ensure!(own == *expected, "{name}: found\n{own}expected\n{expected}");
         }
         Ok(())
     });
@@ -178,31 +219,165 @@ fn tracefs(boot: &mut Boot, isa: Isa) {
     });
 }
 
-/// Loads, enables, disables and unloads it, again and again, while a guest exits all the time; sometimes unloads it enabled.
+/// Loads, enables, disables and unloads it, again and again, while guests exit all the time; sometimes unloads it enabled. It
+/// leaves no memory behind.
 fn load_and_unload(boot: &mut Boot) {
     let cycles = counts().pick(10, 1000);
-    let guest = Guest::new("guest", "mix").repeat(1_000_000).without_truth();
+    let guests =
+        ["mix", "page-fault"].map(|script| Guest::new(script, script).repeat(1_000_000).without_truth());
+    // What each cycle might leave, in KiB; kmemleak, where the kernel has it, looks for every object.
     let script = format!(
-        "rmmod kvm_exitregs
+        "used() {{ awk '/^(SUnreclaim|VmallocUsed|Percpu):/ {{ sum += $2 }} END {{ print sum }}' /proc/meminfo; }}
+        [ -e /sys/module/kvm_exitregs ] && rmmod kvm_exitregs
+        mount -t debugfs none /sys/kernel/debug 2> /dev/null
+        leak=/sys/kernel/debug/kmemleak
+        [ -e $leak ] && echo clear > $leak
         cd /sys/kernel/tracing
         for cycle in $(seq {cycles}); do
             insmod {FILE} || exit 1
-            echo 1 > events/exitregs/enable
+            echo 1 > events/exitregs/enable || exit 2
             until grep -q ' kvm_exit: ' trace; do sleep 0.1; done
+            until grep -q ' kvm_nested_page_fault: ' trace; do sleep 0.1; done
             [ $((cycle % 3)) = 0 ] || echo 0 > events/exitregs/enable
             rmmod kvm_exitregs || exit 3
             [ -e events/exitregs ] && exit 4
+            [ $cycle = 2 ] && before=$(used)
         done
+        echo grown $(($(used) - before))
+        if [ -e $leak ]; then echo scan > $leak; sleep 5; echo scan > $leak; grep -A 20 exitregs $leak; fi
         echo done"
     );
+    let [mix, faults] = guests.map(|guest| guest.process());
     let scenario = Scenario::new("load and unload under load")
-        .start(guest.process())
+        .start(mix)
+        .start(faults)
         .run(Process::shell("cycles", script))
-        .kill(guest.name(), Signal::SIGKILL)
-        .end(guest.name());
-    boot.test(scenario, |played| {
+        .kill("mix", Signal::SIGKILL)
+        .end("mix")
+        .kill("page-fault", Signal::SIGKILL)
+        .end("page-fault");
+    boot.test(scenario, move |played| {
         played.succeeded(&["cycles"])?;
-        ensure!(played.stdout("cycles")? == "done\n", "the cycles were not done");
+        let text = played.stdout("cycles")?;
+        let grown = text.strip_prefix("grown ").and_then(|text| text.strip_suffix("\ndone\n"));
+        let grown: i64 = grown.and_then(|text| text.parse().ok()).with_context(|| text.clone())?;
+        // The guests' own memory comes and goes meanwhile.
+        ensure!(grown < 1024 + 4 * cycles, "the kernel's memory has grown by {grown} KiB in {cycles} cycles");
+        Ok(())
+    });
+}
+
+fn install(name: &str, file: &str) -> Process {
+    exitregs(name, ["events", "install", "--source", "module", "--file", file])
+}
+
+/// Where only the type information tells where KVM has what: loaded with that, the events are the same.
+fn by_offsets(boot: &mut Boot, isa: Isa) {
+    let (basic, faults) = (Guest::new("basic", "basic"), Guest::new("faults", "page-fault"));
+    let run = [&basic, &faults].map(Guest::process);
+    let scenario = Scenario::new("offsets by BTF")
+        .run(exitregs("absent", ["events", "remove"]))
+        .run(Process::shell("without", format!("insmod {PUBLIC} || dmesg | tail -n 1")))
+        .run(exitregs("none", ["events", "remove", "--source", "module"]))
+        .run(install("install", PUBLIC))
+        .run(exitregs("list", ["events", "list"]))
+        .then(while_running(vec![trace("trace", &["--source", "module"])], |scenario| {
+            run.into_iter().fold(scenario, Scenario::run)
+        }))
+        .run(exitregs("remove", ["events", "remove"]));
+    boot.test(scenario, move |played| {
+        played.succeeded(&["absent", "without", "none", "list", "remove"])?;
+        let (without, expected) = (
+            played.stdout("without")?,
+            match isa {
+                Isa::Svm => "vmcb_offset is missing",
+                // It can do without all but nested page faults.
+                Isa::Vmx => "",
+            },
+        );
+        ensure!(without.contains(expected) && without.is_empty() == expected.is_empty(), "{without}");
+        played.failed("install", 0, &["loaded /public.ko with ", "fault_address_offset="])?;
+        let list = played.stdout("list")?;
+        ensure!(list.lines().count() == 3 && list.contains("exitregs/kvm_exit kvm_exitregs "), "{list}");
+        ensure!(list.contains(" vmcb_offset=") == (isa == Isa::Svm), "{list}");
+        let exits = record::exits(played, "trace")?;
+        for guest in [&basic, &faults] {
+            let found = found_in(&exits, guest, played)?;
+            ensure!(found >= 10, "only {found} exits of {} were compared", guest.name());
+        }
+        expected_faults(isa, &faults.truth(played)?, &record::nested_page_faults(played, "trace")?)
+    });
+}
+
+/// Dynamic events and the module do not get into each other's way, nor is either taken from who uses it.
+fn one_maker(boot: &mut Boot) {
+    const INSTANCE: &str = "/sys/kernel/tracing/instances/others";
+    let event = format!("{INSTANCE}/events/exitregs/kvm_exit");
+    let tprobe = |name: &str| exitregs(name, ["events", "install"]);
+    let remove = |name: &str| exitregs(name, ["events", "remove"]);
+    let force = |name: &str| exitregs(name, ["events", "remove", "--force"]);
+    let perf = ["perf", "stat", "-a", "-e", "exitregs:kvm_exit"];
+    let scenario = Scenario::new("one maker of events")
+        .run(install("no-file", "/no/such/file.ko"))
+        .run(install("no-module", "/init"))
+        .run(exitregs("not-installed", ["events", "install", "--source", "module"]))
+        .run(tprobe("tprobe"))
+        .run(install("both", FILE))
+        .run(remove("remove-tprobe"))
+        .run(install("module", FILE))
+        .run(install("again", FILE))
+        .run(tprobe("tprobe-too"))
+        .run(trace("trace-too", &["--source", "tprobe"]))
+        .run(Process::shell("use", format!("mkdir {INSTANCE} && echo 1 > {event}/enable")))
+        .run(remove("busy"))
+        .run(force("force"))
+        .run(Process::shell("after", format!("rmdir {INSTANCE}; ls /sys/module/kvm_exitregs")))
+        .run(install("for-perf", FILE))
+        .start(Process::new("perf", perf))
+        .run(Process::shell(
+            "wait",
+            "until [ $(cat /sys/module/kvm_exitregs/refcnt) != 0 ]; do sleep 0.1; done",
+        ))
+        .run(force("perf-uses-it"))
+        .kill("perf", Signal::SIGINT)
+        .end("perf")
+        .run(remove("end"))
+        .run(exitregs("list", ["events", "list"]));
+    boot.test(scenario, |played| {
+        played.failed("no-file", 1, &["cannot load /no/such/file.ko", "No such file"])?;
+        played.failed("no-module", 1, &["cannot load /init", "it was not built for this kernel"])?;
+        played.failed("not-installed", 1, &["kvm_exitregs.ko is not below /lib/modules/", "--file"])?;
+        played.succeeded(&["tprobe", "remove-tprobe", "module", "use", "for-perf", "wait", "end", "list"])?;
+        played.failed(
+            "both",
+            1,
+            &["dynamic events have the names of the module's", "exitregs events remove"],
+        )?;
+        played.failed("again", 0, &["they are there already"])?;
+        for name in ["tprobe-too", "trace-too"] {
+            played.failed(name, 1, &["the module kvm_exitregs is loaded", "exitregs events remove"])?;
+        }
+        played.failed("busy", 1, &["exitregs:kvm_exit is in use", "it is enabled in", "others"])?;
+        played.failed("force", 0, &["removed the module kvm_exitregs"])?;
+        played.failed("after", 1, &["/sys/module/kvm_exitregs"])?;
+        played.failed("perf-uses-it", 1, &["the module kvm_exitregs is in use", "perf"])?;
+        ensure!(played.stdout("list")?.is_empty(), "some are left");
+        Ok(())
+    });
+}
+
+/// A processor that has neither extension: KVM is there, and no vendor's half.
+fn without_vendor(boot: &mut Boot) {
+    const ENODEV: i32 = 19;
+    let scenario = Scenario::new("KVM without a vendor")
+        .run(insmod("insmod", ""))
+        .run(install("install", FILE))
+        .run(Process::new("log", ["dmesg"]));
+    boot.test(scenario, |played| {
+        played.failed("insmod", ENODEV, &["No such device"])?;
+        played.failed("install", 1, &["SVM to KVM"])?;
+        let log = played.stdout("log")?;
+        ensure!(log.contains("this processor has neither VMX nor SVM"), "the kernel did not say why");
         Ok(())
     });
 }

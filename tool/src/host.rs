@@ -69,7 +69,7 @@ impl Host {
         )
     }
 
-    /// The host whose `proc` and `sys` are below `root`.
+    /// The host whose `proc`, `sys`, `boot` and `lib` are below `root`.
     pub fn read(root: &Path, capabilities: Capabilities) -> Self {
         let text = |path: &str| fs::read_to_string(root.join(path)).unwrap_or_default();
         let loaded = |module: &str| root.join("sys/module").join(module).exists();
@@ -104,6 +104,11 @@ impl Host {
                 .to_owned(),
             capabilities,
         }
+    }
+
+    /// A file of the host, by its path from `/`, without that.
+    pub fn path(&self, path: &str) -> PathBuf {
+        self.root.join(path)
     }
 
     /// The instruction set of KVM's guests, if KVM works.

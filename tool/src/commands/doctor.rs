@@ -232,7 +232,11 @@ fn source_bpf(host: &Host) -> Check {
 fn source_module(host: &Host) -> Check {
     match module::check(host) {
         Ok(module) => ok("source module", module.to_string()),
-        Err(unusable) => note("source module", unusable.what, unusable.remedy),
+        Err(unusable) => {
+            let obstacle = module::build::check(host).err().filter(|_| !module::load::is_loaded(host));
+            let remedy = obstacle.map_or(unusable.remedy, |obstacle| obstacle.to_string());
+            note("source module", unusable.what, remedy)
+        }
     }
 }
 

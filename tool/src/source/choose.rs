@@ -8,7 +8,7 @@ use anyhow::{Result, anyhow};
 use std::fmt;
 
 /// What is said of sources that lack the event.
-pub const NO_NESTED_PAGE_FAULTS: &str = "this source has no nested page faults\n  use --source native or tprobe, whichever `exitregs doctor` finds";
+pub const NO_NESTED_PAGE_FAULTS: &str = "this source has no nested page faults\n  use --source native, module or tprobe, whichever `exitregs doctor` finds";
 
 /// A live source.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
@@ -93,7 +93,7 @@ impl Taken {
             Source::Auto | Source::Bpf => bpf::check(host).map(|_| Self::Bpf)?,
             Source::Native => Self::Tracefs(native::check(host)?),
             Source::Module => Self::Tracefs(module::check(host)?),
-            Source::Tprobe => Self::Tracefs(tprobe::check(host)?.start()?),
+            Source::Tprobe => Self::Tracefs(tprobe::check(host)?.start(host)?),
         })
     }
 }

@@ -69,7 +69,7 @@ impl Events {
         let Some(source) = source else {
             let tracefs = tracefs::root(host)
                 .context("cannot see which events this host has\n  for another host's: use --source")?;
-            let ours = if module::is_loaded() { Source::Module } else { Source::Tprobe };
+            let ours = if module::load::is_loaded(host) { Source::Module } else { Source::Tprobe };
             let all = [Source::Native, ours].map(|source| Self::here(&tracefs, source, isa));
             let best = all.into_iter().flatten().find(|events| events.has(KvmExit::NAME, "is_nested"));
             return Ok(best

@@ -71,10 +71,7 @@ pub fn definitions(
     if let Some(missing) = needed.copied().find(|name| !exit.has(name)) {
         return Err(missing);
     }
-    let function = match isa {
-        Isa::Svm => "nested_svm_inject_npf_exit",
-        Isa::Vmx => "nested_ept_inject_page_fault",
-    };
+    let function = injector(isa);
     let mut definitions = vec![exit, entry];
     if let Some(parameters) = types.parameters(function) {
         let mut fault =
@@ -95,6 +92,14 @@ pub fn definitions(
         definitions.push(fault);
     }
     Ok(definitions)
+}
+
+/// KVM's function that injects page faults of L2's into L1.
+pub fn injector(isa: Isa) -> &'static str {
+    match isa {
+        Isa::Svm => "nested_svm_inject_npf_exit",
+        Isa::Vmx => "nested_ept_inject_page_fault",
+    }
 }
 
 /// Whether the event `E` has a field on every kernel that takes it, by what is known without the kernel's types.

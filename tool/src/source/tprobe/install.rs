@@ -26,12 +26,20 @@ pub struct Events {
     tracefs: PathBuf,
 }
 
-/// Why an event cannot be removed: somebody uses it.
+/// Why an event, or the module that makes it, cannot be removed: somebody uses it.
 #[derive(Debug, thiserror::Error)]
-#[error("{GROUP}:{event} is in use{}", .by.iter().fold(String::new(), |text, user| format!("{text}\n  {user}")))]
+#[error("{what} is in use{}", .by.iter().fold(String::new(), |text, user| format!("{text}\n  {user}")))]
 pub struct InUse {
-    event: String,
-    by: Vec<String>,
+    /// What.
+    pub what: String,
+    /// Who.
+    pub by: Vec<String>,
+}
+
+impl InUse {
+    fn event(event: &str, by: Vec<String>) -> Self {
+        Self { what: format!("{GROUP}:{event}"), by }
+    }
 }
 
 /// The events as a run uses them. When it is dropped they are removed, unless another run uses them or they are to stay.
@@ -182,9 +190,7 @@ impl Events {
         let others = lock.try_lock().is_err();
         if let (true, false, Some(event)) = (others, force, self.list()?.first().and_then(|line| name(line)))
         {
-            return Err(
-                InUse { event: event.to_owned(), by: vec!["a run of exitregs uses it".to_owned()] }.into()
-            );
+            return Err(InUse::event(event, vec!["a run of exitregs uses it".to_owned()]).into());
         }
         let removed = self.remove_all(force)?;
         do_not_keep();
@@ -216,17 +222,14 @@ impl Events {
             Some(ErrorKind::NotFound) => Ok(()),
             Some(ErrorKind::ResourceBusy) => Err(self
                 .use_of(event)
-                .unwrap_or_else(|| InUse {
-                    event: event.to_owned(),
-                    by: vec!["perf or a BPF program uses it".to_owned()],
-                })
+                .unwrap_or_else(|| InUse::event(event, vec!["perf or a BPF program uses it".to_owned()]))
                 .into()),
             _ => Err(error.context(format!("cannot remove {GROUP}:{event}"))),
         }
     }
 
     /// Who has an event enabled, as far as tracefs shows it: perf and BPF programs it does not.
-    fn use_of(&self, event: &str) -> Option<InUse> {
+    pub fn use_of(&self, event: &str) -> Option<InUse> {
         let folders = self.folders();
         let enabled = |folder: &&PathBuf| {
             let file = folder.join(format!("events/{GROUP}/{event}/enable"));
@@ -235,10 +238,14 @@ impl Events {
         let users =
             folders.iter().filter(enabled).map(|folder| format!("it is enabled in {}", folder.display()));
         let by: Vec<_> = users.collect();
-        (!by.is_empty()).then(|| InUse { event: event.to_owned(), by })
+        (!by.is_empty()).then(|| InUse::event(event, by))
     }
 
-    fn disable(&self, event: &str) -> Result<()> {
+    /// Disables an event everywhere, as far as tracefs can.
+    ///
+    /// # Errors
+    /// tracefs cannot be written.
+    pub fn disable(&self, event: &str) -> Result<()> {
         for folder in self.folders() {
             let file = folder.join(format!("events/{GROUP}/{event}/enable"));
             // An instance may be gone by now.

@@ -5,7 +5,7 @@ pub mod definition;
 pub mod install;
 
 use super::tracefs::{self, Provider, Tracefs};
-use super::{Unusable, check_kvm, unusable};
+use super::{Unusable, check_kvm, module, unusable};
 use crate::btf::Types;
 use crate::host::Host;
 use anyhow::Result;
@@ -66,8 +66,9 @@ impl Tprobe {
     /// Makes the events, which are there while they are used.
     ///
     /// # Errors
-    /// As [`Events::install`].
-    pub fn start(self) -> Result<Tracefs> {
+    /// As [`Events::install`]; or the module is loaded, which makes events of the same names.
+    pub fn start(self, host: &Host) -> Result<Tracefs> {
+        module::load::check_absent(host)?;
         let (used, _) = Events::of(&self.tracefs).install(&self.definitions)?;
         Ok(Tracefs::new(self.tracefs, PROVIDER)?.guarded_by(used))
     }
