@@ -28,6 +28,7 @@ enum exitregs_layout {
 
 extern struct tracepoint __tracepoint_kvm_exit;
 extern struct tracepoint __tracepoint_kvm_entry;
+extern struct tracepoint __tracepoint_kvm_nested_vmexit;
 extern struct tracepoint __tracepoint_kvm_nested_vmexit_inject;
 
 #include "helpers.h"

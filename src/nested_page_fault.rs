@@ -21,7 +21,7 @@ use crate::common::{svm::ExitCode, vmx::ExitReason};
 use crate::layout;
 use crate::trace_event::{Shared, trace_event};
 use crate::vcpu::Vcpu;
-use crate::version::EntryRegisters;
+use crate::version::{EntryRegisters, NESTED_VMEXIT_INJECT};
 
 /// The tracepoint that KVM lacks: the core takes the event's name from it. Nobody calls it.
 static TRACEPOINT: Shared<bindings::tracepoint> = Shared::new({
@@ -211,7 +211,7 @@ unsafe extern "C" fn register(
     what: bindings::trace_reg,
     data: *mut c_void,
 ) -> c_int {
-    let tracepoint = &raw mut bindings::__tracepoint_kvm_nested_vmexit_inject;
+    let tracepoint = &raw mut NESTED_VMEXIT_INJECT;
     // SAFETY: The core passes a call of this module.
     let class = unsafe { &*(*call).class };
     let (probe, data) = match what {

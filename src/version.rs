@@ -37,6 +37,12 @@ pub(crate) type EntryRegisters = bindings::ftrace_regs;
 #[cfg(not(exitregs_ftrace_regs))]
 pub(crate) type EntryRegisters = bindings::pt_regs;
 
+/// The tracepoint of an exit of L2's that L1 gets.
+#[cfg(exitregs_nested_vmexit)]
+pub(crate) use bindings::__tracepoint_kvm_nested_vmexit as NESTED_VMEXIT_INJECT;
+#[cfg(not(exitregs_nested_vmexit))]
+pub(crate) use bindings::__tracepoint_kvm_nested_vmexit_inject as NESTED_VMEXIT_INJECT;
+
 /// The number of RIP in `regs_avail`.
 #[cfg(exitregs_arch_rip)]
 const RIP: u32 = bindings::kvm_reg_VCPU_REG_RIP;
