@@ -83,13 +83,6 @@ impl Lines {
     fn unmake(self) -> &'static str {
         if self.source == "tprobe" { "exitregs events remove" } else { "true" }
     }
-
-    /// What `exitregs views` prints a line for, in its order.
-    fn printed(self) -> Vec<Selected> {
-        let mut printed = printed();
-        printed.retain(|(view, _)| view.event == KvmExit::NAME || self.source != "module");
-        printed
-    }
 }
 
 /// A view at a level, or at both.
@@ -269,7 +262,7 @@ impl Reference {
 
 /// All lines for a tool while a guest runs once.
 fn at_once(boot: &mut Boot, lines: Lines) {
-    let all: Vec<_> = (0..lines.printed().len()).collect();
+    let all: Vec<_> = (0..printed().len()).collect();
     pasted(boot, lines, &Tool::PERF_STAT, &all);
     pasted(boot, lines, &Tool::HIST, &all);
 }
@@ -288,7 +281,7 @@ fn guest(name: &str, isa: Isa) -> Guest {
 /// Pastes lines for a tool, those of these numbers.
 fn pasted(boot: &mut Boot, lines: Lines, tool: &'static Tool, numbers: &[usize]) {
     let Lines { source, isa } = lines;
-    let printed = lines.printed();
+    let printed = printed();
     let numbers: Vec<_> = numbers.iter().copied().filter(|number| *number < printed.len()).collect();
     let Tool { name, each, then, at_once, count } = *tool;
     let group = lines.group();

@@ -130,7 +130,7 @@ pub fn trace(
 ) -> Result<Chosen<dyn Trace>> {
     let order: &[Source] = match selection.exits {
         true => &[Source::Native, Source::Module, Source::Bpf, Source::Tprobe],
-        false => &[Source::Native, Source::Tprobe],
+        false => &[Source::Native, Source::Module, Source::Tprobe],
     };
     let (taken, why) = Taken::choose(host, wanted, order, "this kernel's events have the registers")?;
     let (name, live): (_, Box<dyn Trace>) = match taken {
