@@ -219,21 +219,27 @@ fn tracefs(boot: &mut Boot, isa: Isa) {
     });
 }
 
+/// Cycles in one round of [`load_and_unload`]: as many as the slowest kernel does in the time that a process has.
+const CYCLES: i64 = 10;
+
 /// Loads, enables, disables and unloads it, again and again, while guests exit all the time; sometimes unloads it enabled. It
 /// leaves no memory behind.
 fn load_and_unload(boot: &mut Boot) {
-    let cycles = counts().pick(10, 1000);
+    // kmemleak, where the kernel has it, looks for every object that nobody points to any more.
+    const LEAKS: &str = "/sys/kernel/debug/kmemleak";
+    let rounds: Vec<_> = (0..counts().pick(1, 1000 / CYCLES)).map(|round| format!("round-{round}")).collect();
     let guests =
         ["mix", "page-fault"].map(|script| Guest::new(script, script).repeat(1_000_000).without_truth());
-    // What each cycle might leave, in KiB; kmemleak, where the kernel has it, looks for every object.
-    let script = format!(
-        "used() {{ awk '/^(SUnreclaim|VmallocUsed|Percpu):/ {{ sum += $2 }} END {{ print sum }}' /proc/meminfo; }}
-        [ -e /sys/module/kvm_exitregs ] && rmmod kvm_exitregs
+    let clear = format!(
+        "[ -e /sys/module/kvm_exitregs ] && rmmod kvm_exitregs
         mount -t debugfs none /sys/kernel/debug 2> /dev/null
-        leak=/sys/kernel/debug/kmemleak
-        [ -e $leak ] && echo clear > $leak
+        [ ! -e {LEAKS} ] || echo clear > {LEAKS}"
+    );
+    // It prints what each cycle might leave some of, in KiB, at first and at last.
+    let round = format!(
+        "used() {{ awk '/^(SUnreclaim|VmallocUsed|Percpu):/ {{ sum += $2 }} END {{ print sum }}' /proc/meminfo; }}
         cd /sys/kernel/tracing
-        for cycle in $(seq {cycles}); do
+        for cycle in $(seq {CYCLES}); do
             insmod {FILE} || exit 1
             echo 1 > events/exitregs/enable || exit 2
             until grep -q ' kvm_exit: ' trace; do sleep 0.1; done
@@ -241,28 +247,42 @@ fn load_and_unload(boot: &mut Boot) {
             [ $((cycle % 3)) = 0 ] || echo 0 > events/exitregs/enable
             rmmod kvm_exitregs || exit 3
             [ -e events/exitregs ] && exit 4
-            [ $cycle = 2 ] && before=$(used)
+            [ $cycle = 2 ] && used
         done
-        echo grown $(($(used) - before))
-        if [ -e $leak ]; then echo scan > $leak; sleep 5; echo scan > $leak; grep -A 20 exitregs $leak; fi
-        echo done"
+        used"
+    );
+    let look = format!(
+        "[ ! -e {LEAKS} ] || {{ echo scan > {LEAKS}; sleep 5; echo scan > {LEAKS}; grep -A 20 exitregs {LEAKS}; }}
+        true"
     );
     let [mix, faults] = guests.map(|guest| guest.process());
     let scenario = Scenario::new("load and unload under load")
+        .run(Process::shell("clear", clear))
         .start(mix)
         .start(faults)
-        .run(Process::shell("cycles", script))
+        .then(|scenario| {
+            let run = |scenario: Scenario, name: &String| scenario.run(Process::shell(name, round.clone()));
+            rounds.iter().fold(scenario, run)
+        })
+        .run(Process::shell("look", look))
         .kill("mix", Signal::SIGKILL)
         .end("mix")
         .kill("page-fault", Signal::SIGKILL)
         .end("page-fault");
     boot.test(scenario, move |played| {
-        played.succeeded(&["cycles"])?;
-        let text = played.stdout("cycles")?;
-        let grown = text.strip_prefix("grown ").and_then(|text| text.strip_suffix("\ndone\n"));
-        let grown: i64 = grown.and_then(|text| text.parse().ok()).with_context(|| text.clone())?;
+        let mut used = Vec::new();
+        for round in &rounds {
+            played.succeeded(&[round])?;
+            for line in played.stdout(round)?.lines() {
+                used.push(line.parse::<i64>().with_context(|| format!("{round}: {line}"))?);
+            }
+        }
+        let (first, last) = used.first().zip(used.last()).context("nothing was measured")?;
+        let (grown, cycles) = (last - first, CYCLES * rounds.len() as i64);
         // The guests' own memory comes and goes meanwhile.
         ensure!(grown < 1024 + 4 * cycles, "the kernel's memory has grown by {grown} KiB in {cycles} cycles");
+        let leaks = played.stdout("look")?;
+        ensure!(leaks.is_empty(), "{leaks}");
         Ok(())
     });
 }
