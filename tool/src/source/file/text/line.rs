@@ -299,7 +299,10 @@ pub fn parse(line: &[u8], isa: &mut Option<Isa>) -> Option<Option<Occurrence>> {
             let (exit_reason, _) = reason(words.next()?, *isa)?;
             let failed = words.next().is_some_and(|word| word == b"FAILED_VMENTRY");
             let exit_reason = exit_reason | u32::from(failed) << 31;
-            (What::NestedExitInject { exit_reason, info1: None }, 0)
+            // The kernel's word, the field's name, and that of trace-cmd's plugin.
+            let words = &mut Words { rest: head.body };
+            let info1 = words.after(&[b"ext_inf1", b"exit_info1", b"info1"], hexadecimal);
+            (What::NestedExitInject { exit_reason, info1 }, 0)
         }
         b"kvm_nested_intr_vmexit" => (What::NestedInterruptExit, 0),
         b"kvm_inj_exception" => {
