@@ -226,7 +226,6 @@ fn installed(boot: &mut Boot, isa: Isa) {
     boot.test(scenario, move |played| {
         played.succeeded(&["list", "list-json", "use", "guest", "unused", "list-none"])?;
         played.failed("install", 0, &["made kvm_exit, kvm_entry", "in the group exitregs"])?;
-        played.failed("install", 0, &["remove them before kvm.ko is unloaded"])?;
         played.failed("again", 0, &["they are there already"])?;
         played.failed("trace", 0, &["tracing by the tprobe source"])?;
         let list = played.stdout("list")?;
@@ -445,10 +444,11 @@ fn reloaded(boot: &mut Boot) {
         .then(while_running(vec![tprobe("trace", &[])], |scenario| scenario.run(run)))
         .run(exitregs("remove", ["events", "remove"]));
     boot.test(scenario, move |played| {
-        played.succeeded(&["install", "reload", "list", "trace", "remove"])?;
+        // Where the module comes to lie where it was, there is nothing to make anew.
+        played.succeeded(&["install", "reload", "list", "again", "trace", "remove"])?;
+        played.failed("install", 0, &["remove them before kvm.ko is unloaded"])?;
         let list = played.stdout("list")?;
         ensure!(list.lines().count() == 3, "{list}");
-        played.failed("again", 0, &["made kvm_nested_page_fault in the group exitregs"])?;
         let found = found_in(Isa::Svm, &record::exits(played, "trace")?, &guest, played)?;
         ensure!(found > 5, "only {found} exits were compared");
         expected_faults(Isa::Svm, &guest.truth(played)?, &record::nested_page_faults(played, "trace")?)
