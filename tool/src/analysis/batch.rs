@@ -222,9 +222,14 @@ pub fn told<E: Event>(registers: u8) -> u32 {
     u32::from(registers) * const { field_bit(E::FIELDS, "rax") }
 }
 
-/// The bits of the four registers, which are unknown of a protected guest.
+/// The bits of the four registers.
 pub const fn registers<E: Event>() -> u32 {
     const { bits(E::FIELDS, &["rax", "rbx", "rcx", "rdx"]) }
+}
+
+/// The bits of the registers if the guest is protected, which makes them unknown whatever the source says; else none.
+pub const fn protected<E: Event>(is_protected: u8) -> u32 {
+    if is_protected != 0 { registers::<E>() } else { 0 }
 }
 
 /// Makes one batch after the other, in the same memory.
@@ -268,15 +273,15 @@ impl Builder {
             batch.entry.push(after(exit.entry_time));
         }
         if columns.exit_fields != 0 {
-            let registers = if exit.exit.is_protected != 0 { registers::<KvmExit>() } else { 0 };
-            let unknown = exit.exit_unknown & !told::<KvmExit>(exit.operands) | registers;
+            let protected = protected::<KvmExit>(exit.exit.is_protected);
+            let unknown = exit.exit_unknown & !told::<KvmExit>(exit.operands) | protected;
             add(&mut batch.exit_fields, columns.exit_fields, &exit.exit, unknown);
         }
         if columns.entry_fields != 0 {
-            let registers = if exit.entry.is_protected != 0 { registers::<KvmEntry>() } else { 0 };
+            let protected = protected::<KvmEntry>(exit.entry.is_protected);
             let told = told::<KvmEntry>(exit.results);
             let unknown =
-                if exit.entry_time == 0 { u32::MAX } else { exit.entry_unknown & !told | registers };
+                if exit.entry_time == 0 { u32::MAX } else { exit.entry_unknown & !told | protected };
             add(&mut batch.entry_fields, columns.entry_fields, &exit.entry, unknown);
         }
     }

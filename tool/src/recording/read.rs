@@ -6,7 +6,7 @@ use super::{
     OWN_COLUMNS, OWN_MEMBERS, RESULTS, RIP_WRITTEN, TIME, VM, VM_NAME, base, class_members, exit_columns,
     schema,
 };
-use crate::analysis::batch::{Batch, Class, Column, Columns, NEVER, told};
+use crate::analysis::batch::{Batch, Class, Column, Columns, NEVER, protected, told};
 use crate::analysis::pairing::{NestedPageFault, Record};
 use arrow_array::cast::AsArray;
 use arrow_array::types::{UInt8Type, UInt16Type, UInt32Type, UInt64Type};
@@ -412,9 +412,7 @@ impl Encoded {
                     unknown |= u32::from(value.is_none()) << field;
                     value.unwrap_or(0)
                 });
-                if event.is_protected != 0 {
-                    unknown &= !crate::analysis::batch::registers::<KvmNestedPageFault>();
-                }
+                unknown &= !protected::<KvmNestedPageFault>(event.is_protected);
                 let (tgid, nested_state) = (class.vm, class.l2);
                 let fault = NestedPageFault { time, tgid, nested_state, event, unknown };
                 records.push(Record::NestedPageFault(fault));
@@ -439,12 +437,8 @@ impl Encoded {
                 let base = base(field).and_then(|base| exit.value(base)).unwrap_or(0);
                 value.map_or(0, |value| value.wrapping_add(base))
             });
-            if class.is_protected != 0 {
-                exit_unknown &= !crate::analysis::batch::registers::<KvmExit>();
-            }
-            if entry.is_protected != 0 {
-                entry_unknown &= !crate::analysis::batch::registers::<KvmEntry>();
-            }
+            exit_unknown &= !protected::<KvmExit>(class.is_protected);
+            entry_unknown &= !protected::<KvmEntry>(entry.is_protected);
             let at = |after: u64| if after == NEVER { 0 } else { time.wrapping_add(after) };
             let next_entry_time = at(next[row]);
             records.push(Record::Exit(Exit {

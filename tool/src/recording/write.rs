@@ -5,7 +5,7 @@ use super::{
     MAX_ROWS, Metadata, OWN_COLUMNS, Wide, base, class_members, class_type, exit_columns, fault_type, schema,
     wide_type,
 };
-use crate::analysis::batch::{CLASS_FIELDS, Class, registers, told};
+use crate::analysis::batch::{CLASS_FIELDS, Class, protected, told};
 use crate::analysis::pairing::{NestedPageFault, Record};
 use arrow_array::types::UInt16Type;
 use arrow_array::{
@@ -162,9 +162,9 @@ impl Writer {
         for index in exit_columns() {
             let value = |exit: &Exit| exit.exit.value(index).unwrap_or(0);
             columns.push(column(&KvmExit::FIELDS[index], Wide::Parts, &rows, value, |exit| {
-                let registers = if exit.exit.is_protected != 0 { registers::<KvmExit>() } else { 0 };
+                let protected = protected::<KvmExit>(exit.exit.is_protected);
                 let told = told::<KvmExit>(exit.operands);
-                (exit.exit_unknown & !told | registers) & 1 << index == 0
+                (exit.exit_unknown & !told | protected) & 1 << index == 0
             }));
         }
         for index in 0..KvmEntry::FIELDS.len() {
@@ -173,9 +173,9 @@ impl Writer {
                 exit.entry.value(index).unwrap_or(0).wrapping_sub(base)
             };
             columns.push(column(&KvmEntry::FIELDS[index], Wide::Parts, &rows, value, |exit| {
-                let registers = if exit.entry.is_protected != 0 { registers::<KvmEntry>() } else { 0 };
+                let protected = protected::<KvmEntry>(exit.entry.is_protected);
                 let told = told::<KvmEntry>(exit.results);
-                exit.entry_time != 0 && (exit.entry_unknown & !told | registers) & 1 << index == 0
+                exit.entry_time != 0 && (exit.entry_unknown & !told | protected) & 1 << index == 0
             }));
         }
         columns.push(self.faults(&faults)?);
@@ -189,9 +189,8 @@ impl Writer {
             };
             column(field, Wide::Whole, faults, value, |fault| {
                 fault.is_none_or(|NestedPageFault { event, unknown, .. }| {
-                    let registers =
-                        if event.is_protected != 0 { registers::<KvmNestedPageFault>() } else { 0 };
-                    (unknown | registers) & 1 << index == 0
+                    let protected = protected::<KvmNestedPageFault>(event.is_protected);
+                    (unknown | protected) & 1 << index == 0
                 })
             })
         });
