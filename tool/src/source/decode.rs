@@ -90,6 +90,9 @@ impl Decoder {
             Ok([a?, b?, c?, d?])
         };
         let optional = |name| format.place(name);
+        let inject = || -> Result<Self, FormatError> {
+            Ok(Self::NestedExitInject { exit_reason: field("exit_code")?, info1: optional("exit_info1") })
+        };
         Ok(Some(match format.name.as_str() {
             KvmExit::NAME => {
                 field("exit_reason")?;
@@ -106,13 +109,9 @@ impl Decoder {
                 // Linux before 5.10 calls it otherwise.
                 (None, Some(_)) => Self::NestedExit { exit_reason: field("exit_code")? },
                 // kvm_nested_vmexit_inject, as the patch series calls it.
-                (None, None) => {
-                    Self::NestedExitInject { exit_reason: field("exit_code")?, info1: optional("exit_info1") }
-                }
+                (None, None) => inject()?,
             },
-            "kvm_nested_vmexit_inject" => {
-                Self::NestedExitInject { exit_reason: field("exit_code")?, info1: optional("exit_info1") }
-            }
+            "kvm_nested_vmexit_inject" => inject()?,
             "kvm_nested_intr_vmexit" => Self::NestedInterruptExit,
             "kvm_inj_exception" => Self::Exception {
                 vector: field("exception")?,
@@ -149,6 +148,8 @@ impl Decoder {
         let read = |place: &Place| place.read(record);
         // `Some(0)` for what the event does not have.
         let optional = |field: &Field| field.map_or(Some(0), |place| place.read(record));
+        // `Some(None)` likewise.
+        let known = |field: &Field| field.map_or(Some(None), |place| place.read(record).map(Some));
         Some(match self {
             Self::Exit(layout) => What::Exit(layout.decode(record)?),
             Self::Entry(layout) => What::Entry(layout.decode(record)?),
@@ -165,11 +166,7 @@ impl Decoder {
             Self::NestedEntryFailed => What::NestedEntryFailed,
             Self::NestedExit { exit_reason } => What::NestedExit { exit_reason: read(exit_reason)? as u32 },
             Self::NestedExitInject { exit_reason, info1 } => {
-                let info1 = match info1 {
-                    Some(place) => Some(read(place)?),
-                    None => None,
-                };
-                What::NestedExitInject { exit_reason: read(exit_reason)? as u32, info1 }
+                What::NestedExitInject { exit_reason: read(exit_reason)? as u32, info1: known(info1)? }
             }
             Self::NestedInterruptExit => What::NestedInterruptExit,
             Self::Exception { vector, has_error, error_code } => What::Exception {
@@ -204,10 +201,7 @@ impl Decoder {
                 for (value, place) in values.iter_mut().zip(answer) {
                     *value = read(place)?;
                 }
-                let subleaf = match subleaf {
-                    Some(place) => Some(read(place)? as u32),
-                    None => None,
-                };
+                let subleaf = known(subleaf)?.map(|subleaf| subleaf as u32);
                 What::Cpuid { leaf: read(leaf)? as u32, subleaf, answer: values }
             }
             Self::Pio { write, port, count, value } => What::Pio {
