@@ -20,8 +20,8 @@ pub const EVENTS: [&str; 3] = [KvmExit::NAME, KvmEntry::NAME, KvmNestedPageFault
 
 /// Where it is looked for below `/lib/modules/RELEASE`: where DKMS and `make modules_install` put it.
 const FOLDERS: [&str; 3] = ["updates/dkms", "updates", "extra"];
-/// How its file may end; compressed ones the kernel unpacks.
-const ENDINGS: [&str; 4] = ["", ".xz", ".zst", ".gz"];
+/// How its file ends if it is compressed: the kernel unpacks it.
+const COMPRESSED: [&str; 3] = ["xz", "zst", "gz"];
 
 /// `MODULE_INIT_COMPRESSED_FILE` of finit_module(2).
 const COMPRESSED_FILE: c_int = 4;
@@ -70,8 +70,7 @@ pub fn load(host: &Host, file: Option<&Path>) -> Result<Option<(PathBuf, String)
     let parameters = offsets(host, isa).join(" ");
     let failed = || format!("cannot load {}", path.display());
     let file = File::open(&path).with_context(failed)?;
-    let is_compressed =
-        ["xz", "zst", "gz"].iter().any(|ending| path.extension().is_some_and(|it| it == *ending));
+    let is_compressed = COMPRESSED.iter().any(|ending| path.extension().is_some_and(|it| it == *ending));
     let flags = if is_compressed { COMPRESSED_FILE } else { 0 };
     let arguments = CString::new(parameters.clone())?;
     if let Err(error) = rustix::system::finit_module(&file, &arguments, flags) {
@@ -99,7 +98,8 @@ fn refusal(error: Errno, parameters: &str) -> String {
 
 fn installed(host: &Host) -> Result<PathBuf> {
     let folder = host.path(&format!("lib/modules/{}", host.release));
-    let names = ENDINGS.map(|ending| format!("{NAME}.ko{ending}"));
+    let plain = format!("{NAME}.ko");
+    let names = [vec![plain.clone()], COMPRESSED.map(|ending| format!("{plain}.{ending}")).to_vec()].concat();
     let candidates =
         FOLDERS.iter().flat_map(|place| names.iter().map(move |name| Path::new(place).join(name)));
     candidates.map(|name| folder.join(name)).find(|path| path.exists()).with_context(|| {
