@@ -20,6 +20,13 @@ fn put(bytes: &mut [u8], at: usize, value: u64) {
     bytes[at..at + 8].copy_from_slice(&value.to_le_bytes());
 }
 
+/// How much later events of these times come with each repetition.
+fn round(times: impl Iterator<Item = Result<u64>>) -> Result<u64> {
+    let times = times.collect::<Result<Vec<u64>>>()?;
+    let (first, last) = times.iter().min().zip(times.iter().max()).context("it has no events")?;
+    Ok(last - first + PAUSE)
+}
+
 fn create(path: &Path) -> Result<BufWriter<File>> {
     let file = File::create(path).with_context(|| format!("cannot write {}", path.display()))?;
     Ok(BufWriter::with_capacity(1 << 20, file))
@@ -72,11 +79,8 @@ pub fn trace_dat(from: &Path, to: &Path, times: u64) -> Result<()> {
         entry += 16;
     }
     let header = header.context("it has no CPUs")?;
-    let times_of =
-        || cpus.iter().flat_map(|(_, pages)| pages.chunks_exact(page)).map(|page| number::<8>(page, TIME));
-    let first = times_of().try_fold(u64::MAX, |least, time| time.map(|time| least.min(time)))?;
-    let last = times_of().try_fold(0, |most, time| time.map(|time| most.max(time)))?;
-    let round = last - first + PAUSE;
+    let pages = cpus.iter().flat_map(|(_, pages)| pages.chunks_exact(page));
+    let round = round(pages.map(|page| number::<8>(page, TIME)))?;
 
     let mut begin = bytes[..header].to_vec();
     let mut at = header as u64;
@@ -142,10 +146,7 @@ pub fn perf_data(from: &Path, to: &Path, times: u64) -> Result<()> {
     }
     // Some that are made up have 0.
     places.retain(|place| number::<8>(&data, *place).is_ok_and(|time| time != 0));
-    let time = |place: &usize| number::<8>(&data, *place);
-    let first = places.iter().map(time).try_fold(u64::MAX, |least, time| time.map(|time| least.min(time)))?;
-    let last = places.iter().map(time).try_fold(0, |most, time| time.map(|time| most.max(time)))?;
-    let round = last - first + PAUSE;
+    let round = round(places.iter().map(|place| number::<8>(&data, *place)))?;
 
     let mut header = bytes[..begin].to_vec();
     put(&mut header, DATA_SIZE, size as u64 * times);
