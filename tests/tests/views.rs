@@ -71,11 +71,11 @@ impl Lines {
     }
 
     /// What makes the events.
-    fn make(self) -> &'static str {
+    fn make(self) -> String {
         match self.source {
-            "tprobe" => "exitregs events install",
-            "module" => "[ -e /sys/module/kvm_exitregs ] || insmod /kvm_exitregs.ko",
-            _ => "true",
+            "tprobe" => "exitregs events install".to_owned(),
+            "module" => format!("[ -e /sys/module/kvm_exitregs ] || insmod {MODULE}"),
+            _ => "true".to_owned(),
         }
     }
 
@@ -152,7 +152,7 @@ impl Tool {
         each: "cd /sys/kernel/tracing; echo > trace; cd - > /dev/null\n\
                eval \"$line\" || echo \"failed: $line\" >&2\n\
                sh run.sh tracefs.$i < /dev/null; cd /sys/kernel/tracing/events/$group\n\
-               for event in kvm_exit $(ls | grep fault); do echo 0 > $event/enable; echo 0 > $event/filter; done\n\
+               for event in kvm_exit kvm_nested_page_fault; do echo 0 > $event/enable; echo 0 > $event/filter; done\n\
                cd - > /dev/null; grep -c ': kvm_[a-z_]*:' /sys/kernel/tracing/trace > tracefs.$i.count",
         then: "echo > /sys/kernel/tracing/trace",
         at_once: false,
@@ -162,7 +162,7 @@ impl Tool {
         name: "hist",
         each: "eval \"$line\" || echo \"failed: $line\" >&2; echo \"$line\" | sed s/hist:/!hist:/ >> undo.sh",
         then: "eval \"$command\"\n\
-               for event in kvm_exit $(ls /sys/kernel/tracing/events/$group | grep fault); do cat /sys/kernel/tracing/events/$group/$event/hist > hist.$event; done\n\
+               for event in kvm_exit kvm_nested_page_fault; do cat /sys/kernel/tracing/events/$group/$event/hist > hist.$event; done\n\
                sh undo.sh",
         at_once: true,
         count: hits,
@@ -282,7 +282,7 @@ fn guest(name: &str, isa: Isa) -> Guest {
 fn pasted(boot: &mut Boot, lines: Lines, tool: &'static Tool, numbers: &[usize]) {
     let Lines { source, isa } = lines;
     let printed = printed();
-    let numbers: Vec<_> = numbers.iter().copied().filter(|number| *number < printed.len()).collect();
+    let numbers = numbers.to_vec();
     let Tool { name, each, then, at_once, count } = *tool;
     let group = lines.group();
     let run = guest("$1", isa).argv().join(" ");
