@@ -54,10 +54,12 @@ pub fn every_script(boot: &mut Boot, isa: Isa, seeds: u64, source: &str) {
     });
 }
 
-/// Two counters of `perf stat` on `event`, such as `kvm:kvm_exit`, each with its own filter.
-pub fn perf_counters(boot: &mut Boot, isa: Isa, event: &str) {
+/// Two counters of `perf stat` on the source's `kvm_exit`, each with its own filter.
+pub fn perf_counters(boot: &mut Boot, isa: Isa, source: &str) {
     const COUNTED: [(&str, Level); 2] = [("msr", Level::L2), ("hypercall", Level::L1)];
 
+    let event = if source == "native" { "kvm:kvm_exit" } else { "exitregs:kvm_exit" };
+    let events = |name: &str| (source == "tprobe").then(|| exitregs(name, ["events", name]));
     let guest = Guest::new("guest", "basic").repeat(3);
     let mut perf: Vec<_> = ["perf", "stat", "-a", "-x", ",", "-o", "perf.csv"].map(str::to_owned).to_vec();
     for (view, level) in COUNTED {
@@ -65,7 +67,9 @@ pub fn perf_counters(boot: &mut Boot, isa: Isa, event: &str) {
         perf.extend(["-e", event, "--filter", &filter].map(str::to_owned));
     }
     let process = Process { argv: [perf, vec!["--".to_owned()], guest.argv()].concat(), ..guest.process() };
-    boot.test(Scenario::new("perf stat with two filters").run(process), move |played| {
+    let processes = events("install").into_iter().chain([process]).chain(events("remove"));
+    let scenario = processes.fold(Scenario::new("perf stat with two filters"), Scenario::run);
+    boot.test(scenario, move |played| {
         let truth = guest.truth(played)?;
         let text = played.read("perf.csv")?;
         let counts: Vec<u64> = text.lines().filter_map(|line| line.split(',').next()?.parse().ok()).collect();

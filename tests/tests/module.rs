@@ -47,7 +47,7 @@ fn describe(suite: &mut Suite) -> Result<()> {
         let seeds = if base == Base::Mainline { 0 } else { counts().pick(2, 50) };
         every_script(amd, Isa::Svm, seeds, "module");
         counters(amd, Isa::Svm, "module");
-        perf_counters(amd, Isa::Svm, "exitregs:kvm_exit");
+        perf_counters(amd, Isa::Svm, "module");
         tracefs(amd, Isa::Svm);
         load_and_unload(amd);
         if base == Base::V6_12 {
@@ -61,7 +61,7 @@ fn describe(suite: &mut Suite) -> Result<()> {
         nested_page_faults(intel, Isa::Vmx, "module");
         every_script(intel, Isa::Vmx, counts().pick(1, 20), "module");
         counters(intel, Isa::Vmx, "module");
-        perf_counters(intel, Isa::Vmx, "exitregs:kvm_exit");
+        perf_counters(intel, Isa::Vmx, "module");
         tracefs(intel, Isa::Vmx);
         if base == Base::V6_12 {
             by_offsets(intel, Isa::Vmx);

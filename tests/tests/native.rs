@@ -155,7 +155,7 @@ fn what_views_select(boot: &mut Boot, isa: Isa) {
         });
     }
     counters(boot, isa, "native");
-    perf_counters(boot, isa, "kvm:kvm_exit");
+    perf_counters(boot, isa, "native");
 }
 
 /// A filter that the kernel refuses does not run unfiltered, and is refused in the kernel's words.

@@ -9,7 +9,7 @@ use exitregs_common::isa::{Isa, Level};
 use exitregs_lab::counts;
 use exitregs_lab::host::{Base, Built, Kernel, Status};
 use exitregs_lab::script::builtins;
-use exitregs_tests::events::{counters, expected_faults, nested_page_faults};
+use exitregs_tests::events::{counters, expected_faults, nested_page_faults, perf_counters};
 use exitregs_tests::exitregs::{exitregs, stat, trace, while_running};
 use exitregs_tests::guest::Guest;
 use exitregs_tests::record::{self, Exit};
@@ -35,11 +35,13 @@ fn describe(suite: &mut Suite) -> Result<()> {
         counted_by_need(amd);
         what_views_select(amd, Isa::Svm);
         counters(amd, Isa::Svm, "tprobe");
+        perf_counters(amd, Isa::Svm, "tprobe");
         nested_page_faults(amd, Isa::Svm, "tprobe");
         installed(amd, Isa::Svm);
         others_print(amd, Isa::Svm);
         somebody_elses_probe(amd);
         two_runs_at_once(amd);
+        many_at_once(amd);
         killed(amd);
         under_load(amd);
         if kernel == Kernel::Stock6_12 {
@@ -52,9 +54,11 @@ fn describe(suite: &mut Suite) -> Result<()> {
         every_script(intel, Isa::Vmx);
         what_views_select(intel, Isa::Vmx);
         counters(intel, Isa::Vmx, "tprobe");
+        perf_counters(intel, Isa::Vmx, "tprobe");
         nested_page_faults(intel, Isa::Vmx, "tprobe");
         installed(intel, Isa::Vmx);
         others_print(intel, Isa::Vmx);
+        many_at_once(intel);
     }
     Ok(())
 }
@@ -211,8 +215,7 @@ fn installed(boot: &mut Boot, isa: Isa) {
          echo 0 > {EVENT}/enable && rmdir {INSTANCE}"
     );
     let scenario = Scenario::new("installed")
-        // Runs that end at once may leave the events to the next one.
-        .run(exitregs("clean", ["events", "remove"]))
+        .run(exitregs("before", ["events", "list"]))
         .run(exitregs("install", ["events", "install"]))
         .run(exitregs("again", ["events", "install"]))
         .run(tprobe("trace", &["--duration", "50ms"]))
@@ -226,7 +229,8 @@ fn installed(boot: &mut Boot, isa: Isa) {
         .run(exitregs("none", ["events", "remove"]))
         .run(exitregs("list-none", ["events", "list"]));
     boot.test(scenario, move |played| {
-        played.succeeded(&["list", "list-json", "use", "guest", "unused", "list-none"])?;
+        played.succeeded(&["before", "list", "list-json", "use", "guest", "unused", "list-none"])?;
+        ensure!(played.stdout("before")?.is_empty(), "the runs before have left some");
         played.failed("install", 0, &["made kvm_exit, kvm_entry", "in the group exitregs"])?;
         played.failed("again", 0, &["they are there already"])?;
         played.failed("trace", 0, &["tracing by the tprobe source"])?;
@@ -346,6 +350,27 @@ fn two_runs_at_once(boot: &mut Boot) {
         let pid = played.pid("second")?;
         let of_second = record::exits(played, "last")?.iter().filter(|exit| exit.vm == pid).count();
         ensure!(of_second > 0, "the events went with the first run");
+        Ok(())
+    });
+}
+
+/// Runs that begin at once all have the events, and those that end at once leave none.
+fn many_at_once(boot: &mut Boot) {
+    let rounds = counts().pick(5, 100);
+    let text = format!(
+        "for round in $(seq {rounds}); do\n\
+         for run in 1 2 3 4; do (exitregs trace --source tprobe --duration 50ms -o /dev/null 2>&1 || echo failed) & done\n\
+         wait; exitregs events list; done"
+    );
+    let scenario = Scenario::new("many runs at once").run(Process::shell("runs", text));
+    boot.test(scenario, move |played| {
+        played.succeeded(&["runs"])?;
+        let text = played.stdout("runs")?;
+        let (begun, other): (Vec<_>, Vec<_>) =
+            text.lines().partition(|line| line.contains("tracing by the tprobe source"));
+        ensure!(begun.len() == 4 * rounds, "{} of {} runs began: {text}", begun.len(), 4 * rounds);
+        let unexpected = other.iter().find(|line| !line.contains(" 0 lost"));
+        ensure!(unexpected.is_none(), "{unexpected:?} in {text}");
         Ok(())
     });
 }

@@ -67,10 +67,11 @@ impl Drop for Used {
         if self.lock.try_lock().is_err() || are_kept() {
             return;
         }
+        instance::remove_abandoned(&self.events.tracefs);
         match self.events.remove_all(false) {
-            // Somebody else's tool has been told to use them, and the next run will find them.
             Ok(_) => {}
-            Err(error) if error.is::<InUse>() => {}
+            // Somebody else's tool has been told to use them, and the next run will find them.
+            Err(error) if error.is::<InUse>() => eprintln!("exitregs: the dynamic events stay: {error:#}"),
             Err(error) => eprintln!("exitregs: {error:#}"),
         }
     }
@@ -92,7 +93,7 @@ impl Events {
     }
 
     /// Makes the events that are not there; those that are there with another definition are made anew. Returns the names of
-    /// those that it made. If one of them cannot be made, none is.
+    /// those that it made. If one of them cannot be made, none stays that is not used.
     ///
     /// # Errors
     /// The kernel refuses a definition; an event is in use with another one ([`InUse`]); somebody else's probe is where ours
@@ -100,8 +101,9 @@ impl Events {
     pub fn install(&self, definitions: &[Definition]) -> Result<(Used, Vec<&'static str>)> {
         let lock = self.definitions()?;
         lock.lock_shared().context("cannot lock the dynamic events")?;
+        let used = Used { events: self.clone(), lock };
         let made = self.make_all(definitions)?;
-        Ok((Used { events: self.clone(), lock }, made))
+        Ok((used, made))
     }
 
     fn definitions(&self) -> Result<File> {
@@ -121,18 +123,10 @@ impl Events {
             {
                 continue;
             }
-            let made_one = match is {
-                Some(_) => self.remove_one(definition.name),
-                None => Ok(()),
+            if is.is_some() {
+                self.remove_one(definition.name)?;
             }
-            .and_then(|()| self.make(definition, &wanted));
-            if let Err(error) = made_one {
-                for name in made {
-                    // What is in use by now stays.
-                    let _ = self.remove_one(name);
-                }
-                return Err(error);
-            }
+            self.make(definition, &wanted)?;
             made.push(definition.name);
         }
         Ok(made)
@@ -153,12 +147,12 @@ impl Events {
 
     fn make(&self, definition: &Definition, text: &str) -> Result<()> {
         let Err(error) = file::write(&self.tracefs.join(DYNAMIC_EVENTS), text) else { return Ok(()) };
+        if self.list()?.iter().any(|line| line == text) {
+            // Another run was faster. The kernel's error then depends on its version.
+            return Ok(());
+        }
         let what = format!("cannot make {GROUP}:{}", definition.name);
         if kind(&error) == Some(ErrorKind::AlreadyExists) {
-            if self.list()?.iter().any(|line| line == text) {
-                // Another run was faster.
-                return Ok(());
-            }
             let other = self.other_probe(definition)?;
             return Err(anyhow!(
                 "{what}: the kernel takes one probe for the tracepoint {}, and there is one already{}\n  \

@@ -21,8 +21,8 @@ impl Instance {
     /// # Errors
     /// The kernel does not let this process make one.
     pub fn new(tracefs: &Path) -> Result<Self> {
+        remove_abandoned(tracefs);
         let instances = tracefs.join("instances");
-        remove_abandoned(&instances);
         let pid = std::process::id();
         let start = start_time(pid).context("cannot read /proc/self/stat")?;
         // A process may have several.
@@ -134,8 +134,8 @@ const PREFIX: &str = "exitregs-";
 
 /// Removes the instances of processes that are gone. One that a process still has open the kernel does not remove,
 /// whoever's it is: a process of another PID namespace is not to be seen from here.
-fn remove_abandoned(instances: &Path) {
-    for entry in fs::read_dir(instances).into_iter().flatten().flatten() {
+pub(in crate::source) fn remove_abandoned(tracefs: &Path) {
+    for entry in fs::read_dir(tracefs.join("instances")).into_iter().flatten().flatten() {
         if entry.file_name().to_str().is_some_and(|name| owner_is_gone(name, start_time)) {
             // Another run may be removing it as well.
             let _ = fs::remove_dir(entry.path());
