@@ -20,7 +20,7 @@ use kernel::prelude::*;
 use common::event::{Event, Field, KvmEntry, KvmExit};
 use common::isa::Isa;
 use trace_event::trace_event;
-use vcpu::Vcpu;
+use vcpu::{Vcpu, event_of};
 
 module! {
     type: Exitregs,
@@ -38,8 +38,7 @@ trace_event! {
             let vcpu = Vcpu::new(vcpu);
             (vcpu, vcpu.exit_info(is_vmx)?, vcpu.rip(is_vmx))
         };
-        let registers = vcpu.registers();
-        Some(KvmExit {
+        Some(event_of!(vcpu, KvmExit {
             exit_reason: info.reason,
             guest_rip,
             isa,
@@ -47,15 +46,8 @@ trace_event! {
             info2: info.info2,
             intr_info: info.intr_info,
             error_code: info.error_code,
-            vcpu_id: vcpu.id(),
             requests: vcpu.requests(),
-            is_nested: vcpu.is_nested().into(),
-            is_protected: vcpu.is_protected().into(),
-            rax: registers.rax,
-            rbx: registers.rbx,
-            rcx: registers.rcx,
-            rdx: registers.rdx,
-        })
+        }))
     }
 }
 
@@ -68,20 +60,12 @@ trace_event! {
             let vcpu = Vcpu::new(vcpu);
             (vcpu, vcpu.entry_info(is_vmx)?, vcpu.rip(is_vmx))
         };
-        let registers = vcpu.registers();
-        Some(KvmEntry {
-            vcpu_id: vcpu.id(),
+        Some(event_of!(vcpu, KvmEntry {
             rip,
             immediate_exit: immediate_exit.into(),
             intr_info,
             error_code,
-            is_nested: vcpu.is_nested().into(),
-            is_protected: vcpu.is_protected().into(),
-            rax: registers.rax,
-            rbx: registers.rbx,
-            rcx: registers.rcx,
-            rdx: registers.rdx,
-        })
+        }))
     }
 }
 

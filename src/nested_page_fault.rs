@@ -20,7 +20,7 @@ use crate::common::isa::Isa;
 use crate::common::{svm::ExitCode, vmx::ExitReason};
 use crate::layout;
 use crate::trace_event::{Shared, trace_event};
-use crate::vcpu::Vcpu;
+use crate::vcpu::{Vcpu, event_of};
 use crate::version::{EntryRegisters, NESTED_VMEXIT_INJECT};
 
 /// The tracepoint that KVM lacks: the core takes the event's name from it. Nobody calls it.
@@ -120,20 +120,12 @@ unsafe fn known(
     };
     // Of a misconfiguration the hardware says nothing.
     let has_code = !is_vmx || ExitReason(info.reason).basic() == ExitReason::EPT_VIOLATION;
-    let registers = vcpu.registers();
-    Some(KvmNestedPageFault {
-        vcpu_id: vcpu.id(),
+    Some(event_of!(vcpu, KvmNestedPageFault {
         guest_rip,
         gpa,
         host_error_code: if from_hardware && has_code { info.info1 } else { 0 },
         guest_error_code: 0,
-        is_nested: vcpu.is_nested().into(),
-        is_protected: vcpu.is_protected().into(),
-        rax: registers.rax,
-        rbx: registers.rbx,
-        rcx: registers.rcx,
-        rdx: registers.rdx,
-    })
+    }))
 }
 
 /// Where KVM is about to inject a fault: `…(struct kvm_vcpu *vcpu, struct x86_exception *fault, bool from_hardware)`.

@@ -175,6 +175,24 @@ impl<'a> Vcpu<'a> {
     }
 }
 
+/// An event of a vCPU: the fields that all events share, and its own.
+macro_rules! event_of {
+    ($vcpu:ident, $Event:ident { $($own:tt)* }) => {{
+        let $crate::vcpu::Registers { rax, rbx, rcx, rdx } = $vcpu.registers();
+        $Event {
+            vcpu_id: $vcpu.id(),
+            is_nested: $vcpu.is_nested().into(),
+            is_protected: $vcpu.is_protected().into(),
+            rax,
+            rbx,
+            rcx,
+            rdx,
+            $($own)*
+        }
+    }};
+}
+pub(crate) use event_of;
+
 /// What a VMCB says of an exit: a part of `struct vmcb_control_area`.
 #[repr(C)]
 struct VmcbExit {
