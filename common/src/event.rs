@@ -218,10 +218,12 @@ macro_rules! common_events {
                 "};\n",
             );
 
+            #[inline]
             fn value(&self, index: usize) -> Option<u64> {
                 [$( u64::from(self.$field) ),*].get(index).copied()
             }
 
+            #[inline]
             fn from_values(mut value: impl FnMut(usize) -> u64) -> Self {
                 let mut indices = 0..Self::FIELDS.len();
                 // The members are evaluated in the order in which they are written.

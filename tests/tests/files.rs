@@ -9,7 +9,7 @@ use std::process::ExitCode;
 
 use anyhow::{Result, bail, ensure};
 use exitregs::analysis::pairing::{Occurrence, Pairing, Record, What};
-use exitregs::source::file;
+use exitregs::source::file::{self, Occurrences};
 use exitregs_common::event::{Event, KvmExit, field_bit};
 use exitregs_common::isa::Level;
 use exitregs_common::svm::ExitCode as Svm;
@@ -97,9 +97,9 @@ fn read_as_printed(boot: &mut Boot, recorded: &'static Recorded) {
 /// All that a file says.
 fn read(path: &Path) -> Result<(Vec<Occurrence>, bool)> {
     let mut reader = file::open(path)?;
-    let (mut all, mut batch) = (Vec::new(), Vec::new());
+    let (mut all, mut batch) = (Vec::new(), Occurrences::default());
     while reader.read(&mut batch)? {
-        all.extend_from_slice(&batch);
+        all.extend(batch.iter());
     }
     Ok((all, reader.description().nested_exits))
 }
@@ -111,10 +111,10 @@ fn without_its_end(path: &Path) -> Result<()> {
     let mut cut = NamedTempFile::new()?;
     cut.write_all(&bytes[..bytes.len() - 150])?;
     let mut reader = file::open(cut.path())?;
-    let (mut all, mut damages, mut batch) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut all, mut damages, mut batch) = (Vec::new(), Vec::new(), Occurrences::default());
     loop {
         let outcome = reader.read(&mut batch);
-        all.extend_from_slice(&batch);
+        all.extend(batch.iter());
         match outcome {
             Ok(true) => {}
             Ok(false) => break,

@@ -293,6 +293,8 @@ struct Gaps {
     gaps: VecDeque<(u64, u64)>,
     /// What began before is broken.
     forgotten: u64,
+    /// Where the last of all gaps ends.
+    end: u64,
 }
 
 impl Gaps {
@@ -301,11 +303,13 @@ impl Gaps {
             self.forgotten = self.gaps.pop_front().map_or(0, |(_, to)| to.max(self.forgotten));
         }
         self.gaps.push_back((from, to));
+        self.end = self.end.max(to);
     }
 
     /// Whether no event between the two times was lost.
+    #[inline]
     fn none_in(&self, from: u64, to: u64) -> bool {
-        from >= self.forgotten && self.gaps.iter().all(|gap| gap.1 < from || gap.0 > to)
+        from > self.end || from >= self.forgotten && self.gaps.iter().all(|gap| gap.1 < from || gap.0 > to)
     }
 }
 
@@ -345,9 +349,13 @@ impl Pairing {
         }
         match what {
             What::Exit(exit) => {
-                let mut exit =
-                    Exit { exit_time: time, tgid, exit_unknown: unknown, exit: *exit, ..Exit::default() };
-                if let Some(id) = vcpu.id {
+                let is_nested = exit.is_nested != 0;
+                let nested_state = if is_nested { vcpu.l2(time, &self.gaps).unwrap_or(0) } else { 0 };
+                let (id, exit_unknown, exit) = (vcpu.id, unknown, *exit);
+                let exit =
+                    Exit { exit_time: time, nested_state, tgid, exit_unknown, exit, ..Exit::default() };
+                let exit = vcpu.exit(exit, records);
+                if let Some(id) = id {
                     exit.exit.vcpu_id = id;
                     exit.exit_unknown &= !EXIT_VCPU_ID;
                 }
@@ -358,10 +366,9 @@ impl Pairing {
                 if exit.exit.is_protected != 0 {
                     exit.exit_unknown |= GUEST_RIP;
                 }
-                if exit.exit.is_nested != 0 {
+                if is_nested {
                     exit.hypercall_abi = self.hypercall_abi_l2.map_or(0, abi_field);
                 }
-                vcpu.exit(exit, &self.gaps, records);
             }
             What::Entry(entry) => {
                 let (mut entry, mut unknown) = (*entry, unknown);
@@ -369,7 +376,7 @@ impl Pairing {
                     entry.is_nested = vcpu.enters_l2.into();
                     unknown &= !ENTRY_IS_NESTED;
                 }
-                vcpu.entry(time, entry, unknown, &self.gaps, records);
+                vcpu.entry(time, &entry, unknown, &self.gaps, records);
             }
             What::NestedPageFault(event) => {
                 let nested_state = vcpu.l2(time, &self.gaps).unwrap_or(0);
@@ -458,9 +465,11 @@ impl Pairing {
         records
     }
 
-    /// What has come out since the last call, in the order in which it ended.
-    pub fn ended(&mut self) -> std::vec::Drain<'_, Record> {
-        self.records.drain(..)
+    /// Gives `take` what has come out since the last call, in the order in which it ended.
+    #[inline]
+    pub fn ended(&mut self, take: impl FnMut(&Record)) {
+        self.records.iter().for_each(take);
+        self.records.clear();
     }
 
     /// No events will come any more: the exits that no entry has ended come out as well.
@@ -499,19 +508,25 @@ impl Vcpu {
         self.l2.filter(|(_, since)| gaps.none_in(*since, now)).map(|(l2, _)| l2)
     }
 
-    fn exit(&mut self, mut exit: Exit, gaps: &Gaps, records: &mut Vec<Record>) {
-        let place = if exit.exit.is_nested == 0 {
-            L1
-        } else {
-            exit.nested_state = self.l2(exit.exit_time, gaps).unwrap_or(0);
-            self.l2_place(exit.nested_state)
-        };
-        let never_ended = self.open[place].replace(exit);
-        records.extend(never_ended.map(Record::Exit));
-        self.last = Some(place);
+    /// An exit, of which it is known which L2 it is of.
+    #[inline]
+    fn exit(&mut self, exit: Exit, records: &mut Vec<Record>) -> &mut Exit {
         self.injected = None;
         self.results.known = 0;
         self.enters_l2 = false;
+        let place = if exit.exit.is_nested == 0 { L1 } else { self.l2_place(exit.nested_state) };
+        self.open(place, exit, records)
+    }
+
+    /// Puts an exit at a place, and makes it the last.
+    #[inline]
+    fn open(&mut self, place: usize, exit: Exit, records: &mut Vec<Record>) -> &mut Exit {
+        let open = &mut self.open[place];
+        if let Some(never_ended) = open {
+            records.push(Record::Exit(*never_ended));
+        }
+        self.last = Some(place);
+        open.insert(exit)
     }
 
     /// The last exit is L2's.
@@ -524,10 +539,7 @@ impl Vcpu {
         exit.exit_unknown &= !EXIT_IS_NESTED;
         exit.hypercall_abi = abi.map_or(0, abi_field);
         exit.nested_state = self.l2(exit.exit_time, gaps).unwrap_or(0);
-        let place = self.l2_place(exit.nested_state);
-        let never_ended = self.open[place].replace(exit);
-        records.extend(never_ended.map(Record::Exit));
-        self.last = Some(place);
+        self.open(self.l2_place(exit.nested_state), exit, records);
     }
 
     /// The exit that was last, if no entry has come since and it is of this kind.
@@ -544,7 +556,7 @@ impl Vcpu {
         same.or_else(|| places.min_by_key(|place| of(place).map(|exit| exit.exit_time))).unwrap_or(L1 + 1)
     }
 
-    fn entry(&mut self, time: u64, entry: KvmEntry, unknown: u32, gaps: &Gaps, records: &mut Vec<Record>) {
+    fn entry(&mut self, time: u64, entry: &KvmEntry, unknown: u32, gaps: &Gaps, records: &mut Vec<Record>) {
         let injected = self.injected.take();
         let nested = entry.is_nested != 0;
         let last = self.last.take();
@@ -565,12 +577,14 @@ impl Vcpu {
                 .find(|place| self.open[*place].as_ref().is_some_and(|exit| exit.nested_state == l2))
         });
         for place in ended.into_iter().chain(returned) {
-            let Some(mut exit) = self.open[place].take() else { continue };
+            let open = &mut self.open[place];
+            let Some(exit) = open else { continue };
             if gaps.none_in(exit.exit_time, time) {
                 let results = if last == Some(place) { self.results } else { Operands::default() };
-                end(&mut exit, time, entry, unknown, injected, &results);
+                end(exit, time, entry, unknown, injected, &results);
             }
-            records.push(Record::Exit(exit));
+            records.push(Record::Exit(*exit));
+            *open = None;
         }
     }
 }
@@ -579,7 +593,7 @@ impl Vcpu {
 fn end(
     exit: &mut Exit,
     time: u64,
-    entry: KvmEntry,
+    entry: &KvmEntry,
     unknown: u32,
     injected: Option<Injected>,
     results: &Operands,
@@ -588,7 +602,7 @@ fn end(
     if exit.next_entry_time == 0 {
         exit.next_entry_time = time;
     }
-    exit.entry = entry;
+    exit.entry = *entry;
     exit.entry_unknown = unknown;
     if unknown & ENTRY_REGISTERS != 0 {
         let KvmEntry { rax, rbx, rcx, rdx, .. } = &mut exit.entry;

@@ -23,12 +23,11 @@ pub struct Hardware {
 
 impl Hardware {
     fn of(format: &Format) -> Option<Self> {
-        let exit_reason = format.place(HARDWARE_EXIT_REASON);
-        let place = |name| format.place(name);
+        let number = |name| format.number(name).ok().flatten();
         Some(Self {
-            from_hardware: place(FROM_HARDWARE)?,
-            error_code: place(HARDWARE_ERROR_CODE)?,
-            exit_reason,
+            from_hardware: number(FROM_HARDWARE)?,
+            error_code: number(HARDWARE_ERROR_CODE)?,
+            exit_reason: number(HARDWARE_EXIT_REASON),
         })
     }
 
@@ -89,9 +88,9 @@ impl Decoder {
             let [a, b, c, d] = names.map(field);
             Ok([a?, b?, c?, d?])
         };
-        let optional = |name| format.place(name);
+        let optional = |name| format.number(name);
         let inject = || -> Result<Self, FormatError> {
-            Ok(Self::NestedExitInject { exit_reason: field("exit_code")?, info1: optional("exit_info1") })
+            Ok(Self::NestedExitInject { exit_reason: field("exit_code")?, info1: optional("exit_info1")? })
         };
         Ok(Some(match format.name.as_str() {
             KvmExit::NAME => {
@@ -101,10 +100,10 @@ impl Decoder {
             KvmEntry::NAME => Self::Entry(Layout::of_any(format)?),
             KvmNestedPageFault::NAME => Self::NestedPageFault(Layout::of_any(format)?, Hardware::of(format)),
             "kvm_nested_vmenter" | "kvm_nested_vmrun" => {
-                Self::NestedEntry { l2: field("vmcb")?, event: optional("event_inj") }
+                Self::NestedEntry { l2: field("vmcb")?, event: optional("event_inj")? }
             }
             "kvm_nested_vmenter_failed" => Self::NestedEntryFailed,
-            "kvm_nested_vmexit" => match (optional("exit_reason"), optional("rip")) {
+            "kvm_nested_vmexit" => match (optional("exit_reason")?, format.place("rip")) {
                 (Some(exit_reason), _) => Self::NestedExit { exit_reason },
                 // Linux before 5.10 calls it otherwise.
                 (None, Some(_)) => Self::NestedExit { exit_reason: field("exit_code")? },
@@ -115,8 +114,8 @@ impl Decoder {
             "kvm_nested_intr_vmexit" => Self::NestedInterruptExit,
             "kvm_inj_exception" => Self::Exception {
                 vector: field("exception")?,
-                has_error: optional("has_error"),
-                error_code: optional("error_code"),
+                has_error: optional("has_error")?,
+                error_code: optional("error_code")?,
             },
             "kvm_hypercall" => Self::Hypercall(fields(["nr", "a0", "a1", "a2"])?),
             "kvm_hv_hypercall" => Self::HyperVHypercall { code: field("code")? },
@@ -125,18 +124,18 @@ impl Decoder {
                 write: field("write")?,
                 index: field("ecx")?,
                 data: field("data")?,
-                exception: optional("exception"),
+                exception: optional("exception")?,
             },
             "kvm_cpuid" => Self::Cpuid {
                 leaf: field("function")?,
-                subleaf: optional("index"),
+                subleaf: optional("index")?,
                 answer: fields(["rax", "rbx", "rcx", "rdx"])?,
             },
             "kvm_pio" => Self::Pio {
                 write: field("rw")?,
                 port: field("port")?,
                 count: field("count")?,
-                value: optional("val"),
+                value: optional("val")?,
             },
             _ => return Ok(None),
         }))

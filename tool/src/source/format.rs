@@ -29,6 +29,9 @@ impl Place {
     }
 }
 
+/// Sizes of numbers.
+const NUMBERS: [usize; 4] = [1, 2, 4, 8];
+
 /// A `format` file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Format {
@@ -92,13 +95,34 @@ impl Format {
         find(&self.fields, field)
     }
 
-    /// As [`place`](Self::place), of a field that the event has to have.
+    /// As [`place`](Self::place), of a field that has to be a number if the event has it.
+    ///
+    /// # Errors
+    /// It is none.
+    pub fn number(&self, field: &'static str) -> Result<Option<Place>, FormatError> {
+        let place = self.place(field);
+        match place.filter(|place| !NUMBERS.contains(&place.size)) {
+            Some(Place { size: found, .. }) => {
+                let event = self.name.clone();
+                Err(FormatError::Size { event, field, found, expected: size_of::<u64>() })
+            }
+            None => Ok(place),
+        }
+    }
+
+    /// As [`number`](Self::number), of a field that the event has to have.
     ///
     /// # Errors
     /// It does not.
     pub fn expect(&self, field: &'static str) -> Result<Place, FormatError> {
         let missing = || FormatError::NoField { event: self.name.clone(), fields: vec![field] };
-        self.place(field).ok_or_else(missing)
+        self.number(field)?.ok_or_else(missing)
+    }
+
+    /// Bytes of a record, which has all fields.
+    pub fn length(&self) -> usize {
+        let end = |place: &Place| place.offset.saturating_add(place.size);
+        self.fields.iter().map(|(_, place)| end(place)).max().unwrap_or(0)
     }
 }
 
@@ -186,7 +210,7 @@ impl<E: Event> Layout<E> {
         for (field, place) in E::FIELDS.iter().zip(&places) {
             if let Some(place) = place {
                 // A 32-bit kernel's `long` is shorter.
-                if place.size > field.size || ![1, 2, 4, 8].contains(&place.size) {
+                if place.size > field.size || !NUMBERS.contains(&place.size) {
                     return Err(size_error(format, field, *place));
                 }
                 layout.length =
@@ -255,6 +279,7 @@ mod tests {
         assert_eq!(layout.decode(&record), Some(event));
         let end = E::FIELDS.iter().map(|field| 8 + field.offset + field.size).max().unwrap();
         assert_eq!(layout.decode(&record[..end - 1]), None, "a record that is cut off");
+        assert_eq!(format.length(), end);
     }
 
     #[test]

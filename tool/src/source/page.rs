@@ -41,6 +41,11 @@ impl PageFormat {
         Ok(Self { timestamp: place("timestamp")?, commit: place("commit")?, data: place("data")? })
     }
 
+    /// Where in a page its events begin.
+    pub fn header(&self) -> usize {
+        self.data.offset
+    }
+
     /// Bytes of a page.
     pub fn size(&self) -> usize {
         self.data.offset.saturating_add(self.data.size)
@@ -107,6 +112,11 @@ pub struct Events<'a> {
 }
 
 impl<'a> Events<'a> {
+    /// Where the last event ended, counted from the page's [header](PageFormat::header).
+    pub fn position(&self) -> usize {
+        self.position
+    }
+
     fn word(&self, at: usize) -> Option<u32> {
         Place { offset: at, size: 4 }.read(self.data).map(|word| word as u32)
     }

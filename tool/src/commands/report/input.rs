@@ -3,10 +3,10 @@
 
 use super::progress::Progress;
 use crate::analysis::batch::{Batch, Builder, Columns};
-use crate::analysis::pairing::{Occurrence, Pairing, What};
+use crate::analysis::pairing::{Pairing, What};
 use crate::analysis::report::{Answer, Question};
 use crate::recording::{self, Encoded};
-use crate::source::file;
+use crate::source::file::{self, Occurrences};
 use anyhow::{Context, Result};
 use exitregs_common::isa::Isa;
 use std::fs::File;
@@ -68,7 +68,7 @@ struct Events {
     reader: Box<dyn file::Reader>,
     pairing: Pairing,
     /// Read to learn the instruction set, and what was damaged there.
-    ahead: Vec<Occurrence>,
+    ahead: Vec<Occurrences>,
     damages: Vec<file::Damage>,
     isa: Isa,
 }
@@ -252,13 +252,14 @@ fn put_back(begin: Vec<u8>, mut rest: File) -> Result<File> {
 
 impl Events {
     fn new(mut reader: Box<dyn file::Reader>) -> Self {
-        let (mut ahead, mut damages, mut batch) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut ahead, mut damages) = (Vec::new(), Vec::new());
         let isa = loop {
+            let mut batch = Occurrences::default();
             let goes_on = reader.read(&mut batch).unwrap_or_else(|damage| {
                 damages.push(damage);
                 true
             });
-            ahead.append(&mut batch);
+            ahead.push(batch);
             match reader.description().isa {
                 Some(isa) => break isa,
                 // Of no exits nothing depends on it.
@@ -281,34 +282,39 @@ impl Events {
         for file::Damage { offset, what } in self.damages.drain(..) {
             damages.add(path, offset, what);
         }
-        let mut occurrences = std::mem::take(&mut self.ahead);
+        let mut ahead = std::mem::take(&mut self.ahead).into_iter();
+        let mut occurrences = Occurrences::default();
         let mut builder = Builder::new(columns);
         // Events that were lost since the last batch.
         let mut lost = 0;
         loop {
-            for occurrence in &occurrences {
+            if let Some(read) = ahead.next() {
+                occurrences = read;
+            } else {
+                match self.reader.read(&mut occurrences) {
+                    Ok(true) => {}
+                    Ok(false) => break,
+                    Err(damage) => damages.add(path, damage.offset, damage.what),
+                }
+            }
+            occurrences.iter().for_each(|occurrence| {
                 if let What::Gap { lost: events, .. } = occurrence.what {
                     // How many is not always known.
                     lost += events.max(1);
                 }
-                self.pairing.take(occurrence);
-            }
-            for record in self.pairing.ended() {
-                if builder.is_full() {
-                    builder.deliver(std::mem::take(&mut lost), &mut take);
-                }
-                builder.push(&record);
-            }
+                self.pairing.take(&occurrence);
+                self.pairing.ended(|record| {
+                    if builder.is_full() {
+                        builder.deliver(std::mem::take(&mut lost), &mut take);
+                    }
+                    builder.push(record);
+                });
+            });
             // What is lost is told in its place.
             if lost > 0 && !builder.is_empty() {
                 builder.deliver(std::mem::take(&mut lost), &mut take);
             }
             progress.at(self.reader.progress().0);
-            match self.reader.read(&mut occurrences) {
-                Ok(true) => {}
-                Ok(false) => break,
-                Err(damage) => damages.add(path, damage.offset, damage.what),
-            }
         }
         for record in self.pairing.finish() {
             if builder.is_full() {

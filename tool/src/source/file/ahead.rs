@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: MIT
 //! A reader whose next batches are read by another thread while the last ones are looked at.
 
-use super::{Damage, Description, Reader};
-use crate::analysis::pairing::Occurrence;
+use super::{Damage, Description, Occurrences, Reader};
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use std::thread;
 
@@ -11,7 +10,7 @@ const AHEAD: usize = 8;
 
 /// What the thread sends of each read.
 struct Read {
-    batch: Vec<Occurrence>,
+    batch: Occurrences,
     outcome: Result<bool, Damage>,
     progress: (u64, u64),
     /// If it has changed.
@@ -22,7 +21,7 @@ struct Read {
 pub struct Ahead {
     reads: Receiver<Read>,
     /// Where batches that were looked at go, to be filled again.
-    used: Sender<Vec<Occurrence>>,
+    used: Sender<Occurrences>,
     description: Description,
     progress: (u64, u64),
 }
@@ -39,7 +38,7 @@ impl Ahead {
 }
 
 /// Reads until the end, or until nobody listens any more.
-fn read(mut reader: Box<dyn Reader>, reads: &SyncSender<Read>, free: &Receiver<Vec<Occurrence>>) {
+fn read(mut reader: Box<dyn Reader>, reads: &SyncSender<Read>, free: &Receiver<Occurrences>) {
     let mut generation = reader.description().generation;
     loop {
         let mut batch = free.try_recv().unwrap_or_default();
@@ -60,7 +59,7 @@ impl Reader for Ahead {
         &self.description
     }
 
-    fn read(&mut self, batch: &mut Vec<Occurrence>) -> Result<bool, Damage> {
+    fn read(&mut self, batch: &mut Occurrences) -> Result<bool, Damage> {
         batch.clear();
         // The thread has ended: so has the file.
         let Ok(mut read) = self.reads.recv() else { return Ok(false) };

@@ -14,11 +14,20 @@ pub const SYSTEMS: [&str; 2] = [GROUP, "kvm"];
 /// How the records of a file's events are read, by what stands in their headers.
 #[derive(Debug, Default)]
 pub struct Decoders {
-    decoders: Vec<(Decoder, u32)>,
-    /// By `common_type`: the place of its decoder, counted from 1.
-    places: Vec<u8>,
+    decoders: Vec<Known>,
+    /// By `common_type`: the number of its decoder, from 1.
+    numbers: Vec<u8>,
     kind: Option<Place>,
     thread: Option<Place>,
+}
+
+#[derive(Debug)]
+struct Known {
+    decoder: Decoder,
+    /// What the event does not tell.
+    unknown: u32,
+    /// Bytes of its records.
+    length: usize,
 }
 
 impl Decoders {
@@ -38,8 +47,9 @@ impl Decoders {
         }
         let mut decoders = Self::default();
         for (rank, format, decoder) in found {
-            decoders.kind = decoders.kind.or(format.place("common_type"));
-            decoders.thread = decoders.thread.or(format.place("common_pid"));
+            let number = |name| format.number(name).ok().flatten();
+            decoders.kind = decoders.kind.or(number("common_type"));
+            decoders.thread = decoders.thread.or(number("common_pid"));
             let unknown = decoder.absent();
             match &decoder {
                 Decoder::Exit(_) => description.unknown.exit = unknown,
@@ -49,38 +59,39 @@ impl Decoders {
                 _ => {}
             }
             description.events.push(format!("{}:{}", SYSTEMS[rank], format.name));
-            decoders.decoders.push((decoder, unknown));
+            decoders.decoders.push(Known { decoder, unknown, length: format.length() });
             let id = usize::from(format.id);
-            if decoders.places.len() <= id {
-                decoders.places.resize(id + 1, 0);
+            if decoders.numbers.len() <= id {
+                decoders.numbers.resize(id + 1, 0);
             }
-            decoders.places[id] = decoders.decoders.len() as u8;
+            decoders.numbers[id] = decoders.decoders.len() as u8;
         }
         decoders
     }
 
-    /// Whether a record is of an event that is read.
+    /// The number of a record's decoder. `Some(None)`: the event is not read. `None`: the record is too short for what it is.
     #[inline]
-    pub fn reads(&self, record: &[u8]) -> bool {
-        self.decoder(record).is_some()
+    pub fn find(&self, record: &[u8]) -> Option<Option<u8>> {
+        let kind = self.kind.and_then(|kind| kind.read(record));
+        let number = kind.and_then(|kind| self.numbers.get(kind as usize)).copied();
+        match number.and_then(|number| self.known(number)) {
+            Some(known) => (record.len() >= known.length).then_some(number),
+            None => Some(None),
+        }
     }
 
     #[inline]
-    fn decoder(&self, record: &[u8]) -> Option<&(Decoder, u32)> {
-        let kind = self.kind?.read(record)? as usize;
-        let place = usize::from(self.places.get(kind).copied().unwrap_or(0));
-        self.decoders.get(place.checked_sub(1)?)
+    fn known(&self, number: u8) -> Option<&Known> {
+        self.decoders.get(usize::from(number).checked_sub(1)?)
     }
 
-    /// What a record of this time says; the process `tgid` is 0 if it is unknown. `Some(None)`: an event that is not read.
-    /// `None`: it is too short for what it is.
+    /// What a record says, by the decoder of that number; the process `tgid` is 0 if it is unknown. `None` if the decoder
+    /// was not [found](Self::find) for it.
     #[inline]
-    pub fn decode(&self, record: &[u8], time: u64, tgid: u32) -> Option<Option<Occurrence>> {
-        let (Some((decoder, unknown)), Some(thread)) = (self.decoder(record), self.thread) else {
-            return Some(None);
-        };
-        let (thread, unknown) = (thread.read(record)? as u32, *unknown);
-        Some(Some(Occurrence { time, thread, tgid, unknown, what: decoder.decode(record)? }))
+    pub fn decode(&self, number: u8, record: &[u8], time: u64, tgid: u32) -> Option<Occurrence> {
+        let Known { decoder, unknown, .. } = self.known(number)?;
+        let thread = self.thread?.read(record)? as u32;
+        Some(Occurrence { time, thread, tgid, unknown: *unknown, what: decoder.decode(record)? })
     }
 
     /// Whether there is nothing to read.

@@ -1,27 +1,29 @@
 // SPDX-License-Identifier: MIT
 //! Several CPUs' events as one stream by time.
 
-use super::Damage;
-use crate::analysis::pairing::Occurrence;
-
-/// Occurrences that are delivered at once, about.
-pub const BATCH: usize = 1024;
+use super::occurrences::{BATCH, Block, Entry, Kind};
+use super::{Damage, Occurrences};
 
 /// One CPU's events, which come by time.
 pub trait Source {
-    /// Clears `queue` and puts the next events into it; leaves it empty at the end.
+    /// Clears `queue` and puts the next events into it, all of one block; leaves it empty at the end.
     ///
     /// # Errors
     /// Something is damaged. `queue` may have events all the same; the next call goes on behind the damage.
-    fn fill(&mut self, queue: &mut Vec<Occurrence>) -> Result<(), Damage>;
+    fn fill(&mut self, queue: &mut Vec<Entry>) -> Result<(), Damage>;
+
+    /// The block that has those events' records.
+    fn block(&self) -> &Block;
 }
 
 /// One CPU.
 #[derive(Debug)]
 struct Cpu<S> {
     source: S,
-    queue: Vec<Occurrence>,
+    queue: Vec<Entry>,
     next: usize,
+    /// Where the source's block was put last.
+    place: u32,
     ended: bool,
 }
 
@@ -44,14 +46,14 @@ impl<S: Source> Cpu<S> {
                 Err(found) => damage.push(found),
             }
         }
-        self.queue.get(self.next).map(|occurrence| occurrence.time)
+        self.queue.get(self.next).map(|entry| entry.time)
     }
 }
 
 impl<S: Source> Merge<S> {
     /// Of these.
     pub fn new(sources: impl Iterator<Item = S>) -> Self {
-        let cpu = |source| Cpu { source, queue: Vec::new(), next: 0, ended: false };
+        let cpu = |source| Cpu { source, queue: Vec::new(), next: 0, place: 0, ended: false };
         Self { cpus: sources.map(cpu).collect(), damage: Vec::new() }
     }
 
@@ -59,7 +61,7 @@ impl<S: Source> Merge<S> {
     ///
     /// # Errors
     /// As that.
-    pub fn read(&mut self, batch: &mut Vec<Occurrence>) -> Result<bool, Damage> {
+    pub fn read(&mut self, batch: &mut Occurrences) -> Result<bool, Damage> {
         batch.clear();
         while batch.len() < BATCH {
             // The CPU whose next event is the first, and the time until which its events come before all others'.
@@ -75,11 +77,15 @@ impl<S: Source> Merge<S> {
                 return Err(damage);
             }
             let Some((_, index)) = first else { break };
-            let cpu = &mut self.cpus[index];
-            let rest = &cpu.queue[cpu.next..];
-            let run = rest.iter().take(BATCH).take_while(|occurrence| occurrence.time <= until).count();
-            batch.extend_from_slice(&rest[..run]);
-            cpu.next += run;
+            let Cpu { source, queue, next, place, .. } = &mut self.cpus[index];
+            for entry in queue[*next..].iter().take_while(|entry| entry.time <= until) {
+                let mut entry = *entry;
+                if let Kind::Record { block, .. } = &mut entry.kind {
+                    *block = batch.place(source.block(), place);
+                }
+                batch.push_entry(entry);
+                *next += 1;
+            }
         }
         Ok(!batch.is_empty())
     }

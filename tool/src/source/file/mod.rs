@@ -5,15 +5,17 @@ mod ahead;
 mod decode;
 mod input;
 mod merge;
+mod occurrences;
 pub mod perf_data;
 pub mod text;
 pub mod trace_dat;
 
-use crate::analysis::pairing::{Occurrence, Unknown, What};
+use crate::analysis::pairing::{Unknown, What};
 use ahead::Ahead;
 use anyhow::{Context, Result};
 use exitregs_common::isa::Isa;
 use input::Input;
+pub use occurrences::Occurrences;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::fs::File;
@@ -49,13 +51,12 @@ pub struct Description {
 
 impl Description {
     /// These have been read.
-    fn saw(&mut self, batch: &[Occurrence]) {
-        let isa = |occurrence: &Occurrence| match &occurrence.what {
-            What::Exit(exit) => Isa::from_field(exit.isa),
-            _ => None,
-        };
+    fn saw(&mut self, batch: &Occurrences) {
         if self.isa.is_none() {
-            self.isa = batch.iter().find_map(isa);
+            self.isa = batch.iter().find_map(|occurrence| match occurrence.what {
+                What::Exit(exit) => Isa::from_field(exit.isa),
+                _ => None,
+            });
             self.generation += u32::from(self.isa.is_some());
         }
     }
@@ -94,7 +95,7 @@ pub trait Reader: Send {
     /// # Errors
     /// The file is damaged. `batch` has what precedes the damage. Reading may go on: with what can be read behind it, or
     /// of other CPUs.
-    fn read(&mut self, batch: &mut Vec<Occurrence>) -> Result<bool, Damage>;
+    fn read(&mut self, batch: &mut Occurrences) -> Result<bool, Damage>;
 
     /// Bytes that have been read, and how many there are; 0 of a stream.
     fn progress(&self) -> (u64, u64);

@@ -2,6 +2,7 @@
 //! Files that are written here, whole, cut off and damaged.
 
 use super::*;
+use crate::analysis::pairing::Occurrence;
 use crate::source::format::{Format, Layout};
 use exitregs_common::event::{Event, HEADER_SIZE, KvmEntry, KvmExit};
 use exitregs_common::svm::ExitCode;
@@ -337,9 +338,9 @@ fn the_format_is_detected() {
         let writing = std::thread::spawn(move || writer.write_all(&bytes));
         for input in [file, File::from(std::os::fd::OwnedFd::from(pipe))] {
             let mut reader = of(input).unwrap_or_else(|error| panic!("{name}: {error:#}"));
-            let (mut all, mut batch) = (Vec::new(), Vec::new());
+            let (mut all, mut batch) = (Vec::new(), Occurrences::default());
             while reader.read(&mut batch).unwrap() {
-                all.extend_from_slice(&batch);
+                all.extend(batch.iter());
             }
             assert_eq!(all, expected, "{name}");
             assert_eq!(reader.description().isa, Some(Isa::Svm), "{name}");
@@ -380,11 +381,11 @@ fn read(bytes: &[u8]) -> Result<(Vec<Occurrence>, Vec<Damage>)> {
     } else {
         Box::new(text::Text::new(io::Cursor::new(bytes.to_vec()), 0))
     };
-    let (mut all, mut damage, mut batch) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut all, mut damage, mut batch) = (Vec::new(), Vec::new(), Occurrences::default());
     // No more rounds than there can be events, and damage.
     for _ in 0..bytes.len() + 3 {
         let outcome = reader.read(&mut batch);
-        all.extend_from_slice(&batch);
+        all.extend(batch.iter());
         match outcome {
             Ok(true) => {}
             Ok(false) => return Ok((all, damage)),

@@ -11,17 +11,17 @@ mod stream;
 
 use super::decode::Decoders;
 use super::input::{Bytes, Input, LONGEST};
-use super::merge::BATCH;
+use super::occurrences::{BATCH, Block, Entry, Kind};
 use super::trace_dat::TracingData;
-use super::{Damage, Description, Reader};
-use crate::analysis::pairing::Occurrence;
+use super::{Damage, Description, Occurrences, Reader};
 use ahash::RandomState;
 use anyhow::{Context, Result, ensure};
 use order::Order;
 use sample::{Attr, Sample};
 use std::collections::HashMap;
 use std::io::Read;
-use stream::{Origin, Section, Stream};
+use std::sync::Arc;
+use stream::{Origin, Record, Section, Stream};
 
 /// The first bytes of every `perf.data` of a little-endian machine.
 pub const MAGIC: &[u8] = b"PERFILE2";
@@ -55,7 +55,7 @@ pub struct PerfData {
     stream: Stream,
     events: Events,
     zstd: Option<zstd::stream::raw::Decoder<'static>>,
-    /// Decompressed records, the last of which may not be whole yet.
+    /// The begin of a decompressed record that is not whole yet.
     unpacked: Vec<u8>,
     order: Order,
     total: u64,
@@ -65,7 +65,7 @@ pub struct PerfData {
 /// What samples say.
 #[derive(Debug, Default)]
 struct Events {
-    decoders: Decoders,
+    decoders: Arc<Decoders>,
     attrs: Vec<Attr>,
     /// By id.
     of_id: HashMap<u64, Attr, RandomState>,
@@ -92,15 +92,11 @@ impl Events {
         }
     }
 
-    /// What is read of a sample; `None` inside if it is of an event that is not read.
+    /// Takes a sample apart; `None` inside if it is of an attribute that does not say enough.
     #[inline]
     fn sample<'a>(&self, body: &'a [u8]) -> Option<Option<Sample<'a>>> {
         let attr = self.attr(body)?;
-        if !attr.is_enough() {
-            return Some(None);
-        }
-        let sample = attr.sample(body)?;
-        Some(self.decoders.reads(sample.raw).then_some(sample))
+        if attr.is_enough() { attr.sample(body).map(Some) } else { Some(None) }
     }
 }
 
@@ -176,10 +172,32 @@ impl PerfData {
         }
     }
 
+    /// Reads until the batch is full, something is damaged, or nothing comes any more.
+    fn fill(&mut self, batch: &mut Occurrences) -> Result<(), Damage> {
+        loop {
+            if let Some(damage) = self.order.damage.pop_front() {
+                return Err(damage);
+            }
+            self.order.give(batch);
+            if batch.len() >= BATCH || self.ended {
+                return Ok(());
+            }
+            match self.step() {
+                Ok(true) => {}
+                Ok(false) => {
+                    self.ended = true;
+                    self.order.flush(u64::MAX, self.stream.offset());
+                }
+                Err(damage) => self.order.damage.push_back(damage),
+            }
+        }
+    }
+
     /// Reads the next record and those that are compressed in it. False at the end.
     fn step(&mut self) -> Result<bool, Damage> {
         let at = self.stream.offset();
-        let Some(stream::Record { kind, body }) = self.stream.next()? else { return Ok(false) };
+        let Some(record) = self.stream.next()? else { return Ok(false) };
+        let Record { kind, body, .. } = record;
         let nonsense = || Damage::new(at, format!("a record of type {kind} makes no sense"));
         match kind {
             record::COMPRESSED => {
@@ -205,7 +223,7 @@ impl PerfData {
                 let length = Bytes { rest: body }.u64().ok_or_else(nonsense)?;
                 self.stream.skip(length)?;
             }
-            _ => one(&mut self.events, &mut self.order, &mut self.description, at, kind, body)?,
+            _ => one(&mut self.events, &mut self.order, &mut self.description, at, record)?,
         }
         Ok(true)
     }
@@ -224,21 +242,24 @@ impl PerfData {
             let mut output = OutBuffer::around(&mut part[..]);
             zstd.run(&mut input, &mut output).map_err(|why| damage(&why))?;
             let length = output.pos();
-            self.unpacked.extend_from_slice(&part[..length]);
+            let block = Block::new([&self.unpacked[..], &part[..length]].concat());
+            self.unpacked.clear();
             let mut start = 0;
-            while let Some(header) = self.unpacked.get(start..start + 8) {
+            while let Some(header) = block.get(start..start + 8) {
                 let mut bytes = Bytes { rest: header };
                 let (kind, _misc, size) =
                     (bytes.u32().unwrap_or(0), bytes.u16(), usize::from(bytes.u16().unwrap_or(0)));
                 if size < 8 {
-                    self.unpacked.clear();
                     return Err(Damage::new(at, "a compressed record without a size"));
                 }
-                let Some(body) = self.unpacked.get(start + 8..start + size) else { break };
-                one(&mut self.events, &mut self.order, &mut self.description, at, kind, body)?;
+                let Some(body) = block.get(start + 8..start + size) else { break };
+                let record = Record { block: &block, start: start + 8, kind, body };
+                // The records behind it can be read all the same.
+                let outcome = one(&mut self.events, &mut self.order, &mut self.description, at, record);
+                self.order.damage.extend(outcome.err());
                 start += size;
             }
-            self.unpacked.drain(..start);
+            self.unpacked.extend_from_slice(&block[start..]);
             // No more comes out when all is in and the output is not full.
             if input.pos() == data.len() && length < part.len() {
                 return Ok(());
@@ -255,7 +276,7 @@ impl Events {
                 let tracing =
                     TracingData::read(&Input::from(bytes)).context("cannot understand its formats")?;
                 let formats = tracing.formats.iter().map(|(system, text)| (system.as_str(), text.as_str()));
-                self.decoders = Decoders::new(formats, description);
+                self.decoders = Arc::new(Decoders::new(formats, description));
                 ensure!(!self.decoders.is_empty(), "it has no events of KVM's");
             }
             _ => {
@@ -278,14 +299,18 @@ fn one(
     order: &mut Order,
     description: &mut Description,
     at: u64,
-    kind: u32,
-    body: &[u8],
+    record: Record,
 ) -> Result<(), Damage> {
+    let Record { block, start, kind, body } = record;
     let nonsense = || Damage::new(at, format!("a record of type {kind} makes no sense"));
     match kind {
         record::SAMPLE => {
-            if let Some(sample) = events.sample(body).ok_or_else(nonsense)? {
-                order.push(&sample, at);
+            let Some(sample) = events.sample(body).ok_or_else(nonsense)? else { return Ok(()) };
+            let Sample { pid, time, start: raw, .. } = sample;
+            let short = || Damage::new(at, "the record of an event is too short");
+            if let Some(decoder) = events.decoders.find(sample.raw).ok_or_else(short)? {
+                let kind = Kind::Record { decoder, tgid: pid, block: 0, start: (start + raw) as u32 };
+                order.push(Entry { time, kind }, block, at);
             }
         }
         record::FINISHED_ROUND => order.round(at),
@@ -329,29 +354,12 @@ impl Reader for PerfData {
         &self.description
     }
 
-    fn read(&mut self, batch: &mut Vec<Occurrence>) -> Result<bool, Damage> {
+    fn read(&mut self, batch: &mut Occurrences) -> Result<bool, Damage> {
         batch.clear();
-        while batch.len() < BATCH {
-            if let Some(damage) = self.order.damage.pop_front() {
-                return Err(damage);
-            }
-            if let Some(event) = self.order.next() {
-                batch.push(event.occurrence(&self.events.decoders)?);
-            } else if self.ended {
-                break;
-            } else {
-                match self.step() {
-                    Ok(true) => {}
-                    Ok(false) => {
-                        self.ended = true;
-                        self.order.flush(u64::MAX, self.stream.offset());
-                    }
-                    Err(damage) => self.order.damage.push_back(damage),
-                }
-            }
-        }
+        let outcome = self.fill(batch);
+        batch.decode_by(&self.events.decoders);
         self.description.saw(batch);
-        Ok(!batch.is_empty())
+        outcome.map(|()| !batch.is_empty())
     }
 
     fn progress(&self) -> (u64, u64) {

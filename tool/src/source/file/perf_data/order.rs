@@ -2,22 +2,21 @@
 //! Puts events in order. perf writes one ring buffer after the other, in rounds: what comes after a round's end is later
 //! than what was written before the round began.
 
-use super::super::Damage;
-use super::super::decode::Decoders;
-use super::sample::Sample;
-use crate::analysis::pairing::{Occurrence, What};
+use super::super::occurrences::{BATCH, Block, Entry, Kind};
+use super::super::{Damage, Occurrences};
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 /// Events that wait for others that are earlier, at most: what is more is given out in the order that it has.
 const MAX_WAITING: usize = 1 << 20;
 
-/// Events that wait for their turn. They are decoded when it comes: their records are shorter.
+/// Events that wait for their turn.
 #[derive(Debug, Default)]
 pub struct Order {
-    /// Records, one after the other.
-    records: Vec<u8>,
+    /// What has their records, in the order in which it was read.
+    blocks: Vec<Held>,
     /// The first `ready` of them by time: they can be given out. Those before `given` have been.
-    waiting: Vec<Waiting>,
+    waiting: Vec<Entry>,
     given: usize,
     ready: usize,
     /// The latest time that was seen, also before this round.
@@ -29,53 +28,11 @@ pub struct Order {
     pub damage: VecDeque<Damage>,
 }
 
-#[derive(Debug, Clone, Copy)]
-struct Waiting {
-    time: u64,
-    /// Where the record is in the file.
-    offset: u64,
-    what: Kind,
-}
-
-#[derive(Debug, Clone, Copy)]
-enum Kind {
-    Event {
-        pid: u32,
-        /// Of the record in [`Order::records`].
-        at: usize,
-        length: u32,
-    },
-    Gap {
-        until: u64,
-        lost: u64,
-    },
-}
-
-/// An event whose turn it is.
 #[derive(Debug)]
-pub struct Next<'a> {
-    waiting: Waiting,
-    record: &'a [u8],
-}
-
-impl Next<'_> {
-    /// What it says.
-    ///
-    /// # Errors
-    /// The record is too short.
-    #[inline]
-    pub fn occurrence(&self, decoders: &Decoders) -> Result<Occurrence, Damage> {
-        let Waiting { time, offset, what } = self.waiting;
-        match what {
-            Kind::Gap { until, lost } => {
-                Ok(Occurrence { time, thread: 0, tgid: 0, unknown: 0, what: What::Gap { until, lost } })
-            }
-            Kind::Event { pid, .. } => {
-                let decoded = decoders.decode(self.record, time, pid).flatten();
-                decoded.ok_or_else(|| Damage::new(offset, "the record of an event is too short"))
-            }
-        }
-    }
+struct Held {
+    block: Block,
+    /// Where the block was put last.
+    place: u32,
 }
 
 impl Order {
@@ -94,29 +51,32 @@ impl Order {
         self.done
     }
 
-    /// Takes an event, whose record is at `offset` of the file.
+    /// Takes an event, whose record is in this block, and at `offset` of the file.
     #[inline]
-    pub fn push(&mut self, sample: &Sample, offset: u64) {
-        let &Sample { pid, time, raw } = sample;
-        let (at, length) = (self.records.len(), raw.len() as u32);
-        self.records.extend_from_slice(raw);
-        self.wait(Waiting { time, offset, what: Kind::Event { pid, at, length } });
+    pub fn push(&mut self, mut entry: Entry, of: &Block, offset: u64) {
+        if !self.blocks.last().is_some_and(|last| Arc::ptr_eq(&last.block, of)) {
+            self.blocks.push(Held { block: Arc::clone(of), place: 0 });
+        }
+        if let Kind::Record { block, .. } = &mut entry.kind {
+            *block = self.blocks.len() as u32 - 1;
+        }
+        self.wait(entry, offset);
     }
 
     /// Between these times events were lost.
     pub fn gap(&mut self, time: u64, until: u64, lost: u64, offset: u64) {
-        self.wait(Waiting { time, offset, what: Kind::Gap { until, lost } });
+        self.wait(Entry { time, kind: Kind::Gap { until, lost } }, offset);
     }
 
     #[inline]
-    fn wait(&mut self, waiting: Waiting) {
-        self.latest = self.latest.max(waiting.time);
-        self.waiting.push(waiting);
+    fn wait(&mut self, entry: Entry, offset: u64) {
+        self.latest = self.latest.max(entry.time);
+        self.waiting.push(entry);
         if self.waiting.len() - self.ready >= MAX_WAITING {
-            let mut times: Vec<_> = self.waiting[self.ready..].iter().map(|waiting| waiting.time).collect();
+            let mut times: Vec<_> = self.waiting[self.ready..].iter().map(|entry| entry.time).collect();
             let (_, middle, _) = times.select_nth_unstable(MAX_WAITING / 2);
             let middle = *middle;
-            self.flush(middle, waiting.offset);
+            self.flush(middle, offset);
         }
     }
 
@@ -130,9 +90,9 @@ impl Order {
     pub fn flush(&mut self, until: u64, offset: u64) {
         self.forget();
         let waiting = &mut self.waiting[self.ready..];
-        waiting.sort_by_key(|waiting| waiting.time);
-        let late = waiting.partition_point(|waiting| waiting.time < self.done);
-        let end = waiting.partition_point(|waiting| waiting.time <= until);
+        waiting.sort_by_key(|entry| entry.time);
+        let late = waiting.partition_point(|entry| entry.time < self.done);
+        let end = waiting.partition_point(|entry| entry.time <= until);
         if late > 0 {
             self.waiting.drain(self.ready..self.ready + late);
             let what = format!("{late} events before here are too late to be put in order, and are left out");
@@ -142,16 +102,19 @@ impl Order {
         self.done = self.done.max(until.min(self.latest));
     }
 
-    /// The next event that no other can come before.
-    #[inline]
-    pub fn next(&mut self) -> Option<Next<'_>> {
-        let waiting = *self.waiting[..self.ready].get(self.given)?;
-        self.given += 1;
-        let record = match waiting.what {
-            Kind::Event { at, length, .. } => &self.records[at..at + length as usize],
-            Kind::Gap { .. } => &[],
-        };
-        Some(Next { waiting, record })
+    /// Gives out the next events that no others can come before, as many as the batch takes.
+    pub fn give(&mut self, batch: &mut Occurrences) {
+        let ready = &self.waiting[self.given..self.ready];
+        let given = ready.len().min(BATCH.saturating_sub(batch.len()));
+        for entry in &ready[..given] {
+            let mut entry = *entry;
+            if let Kind::Record { block, .. } = &mut entry.kind {
+                let held = &mut self.blocks[*block as usize];
+                *block = batch.place(&held.block, &mut held.place);
+            }
+            batch.push_entry(entry);
+        }
+        self.given += given;
     }
 
     /// Drops what was given out.
@@ -161,22 +124,16 @@ impl Order {
         }
         self.waiting.drain(..self.given);
         self.ready -= std::mem::take(&mut self.given);
-        let places = || self.waiting.iter().filter_map(|waiting| waiting.what.at());
-        let first = places().min().unwrap_or(self.records.len());
-        self.records.drain(..first);
-        for waiting in &mut self.waiting {
-            if let Kind::Event { at, .. } = &mut waiting.what {
-                *at -= first;
+        let blocks = self.waiting.iter().filter_map(|entry| match entry.kind {
+            Kind::Record { block, .. } => Some(block),
+            Kind::Gap { .. } => None,
+        });
+        let first = blocks.min().unwrap_or(self.blocks.len() as u32);
+        self.blocks.drain(..first as usize);
+        for entry in &mut self.waiting {
+            if let Kind::Record { block, .. } = &mut entry.kind {
+                *block -= first;
             }
-        }
-    }
-}
-
-impl Kind {
-    fn at(self) -> Option<usize> {
-        match self {
-            Self::Event { at, .. } => Some(at),
-            Self::Gap { .. } => None,
         }
     }
 }

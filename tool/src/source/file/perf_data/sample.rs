@@ -25,6 +25,10 @@ const SAMPLE_ID_ALL: u64 = 1 << 18;
 pub struct Attr {
     sample_type: u64,
     sample_id_all: bool,
+    /// Bytes of what stands in a sample before the thread.
+    before_thread: u64,
+    /// Bytes of what stands between the time and the call chain or, if there is none, the trace event's record.
+    behind_time: u64,
 }
 
 /// A sample.
@@ -34,7 +38,9 @@ pub struct Sample<'a> {
     pub pid: u32,
     /// Nanoseconds.
     pub time: u64,
-    /// The trace event's record.
+    /// Where in the body the trace event's record begins.
+    pub start: usize,
+    /// The record.
     pub raw: &'a [u8],
 }
 
@@ -48,7 +54,13 @@ impl Attr {
     pub fn parse(attr: &[u8]) -> Option<Self> {
         let mut bytes = Bytes { rest: attr.get(24..)? };
         let (sample_type, _read_format, flags) = (bytes.u64()?, bytes.u64()?, bytes.u64()?);
-        Some(Self { sample_type, sample_id_all: flags & SAMPLE_ID_ALL != 0 })
+        let size = |parts: u64| 8 * u64::from((sample_type & parts).count_ones());
+        Some(Self {
+            sample_type,
+            sample_id_all: flags & SAMPLE_ID_ALL != 0,
+            before_thread: size(IDENTIFIER | IP),
+            behind_time: size(ADDR | ID | STREAM_ID | CPU | PERIOD),
+        })
     }
 
     /// Whether samples begin with the id of their attribute.
@@ -65,18 +77,17 @@ impl Attr {
     #[inline]
     pub fn sample<'a>(&self, body: &'a [u8]) -> Option<Sample<'a>> {
         let mut bytes = Bytes { rest: body };
-        let has = |bit| self.sample_type & bit != 0;
-        bytes.take(8 * u64::from((self.sample_type & (IDENTIFIER | IP)).count_ones()))?;
+        bytes.take(self.before_thread)?;
         let (pid, _tid) = (bytes.u32()?, bytes.u32()?);
         let time = bytes.u64()?;
-        bytes
-            .take(8 * u64::from((self.sample_type & (ADDR | ID | STREAM_ID | CPU | PERIOD)).count_ones()))?;
-        if has(CALLCHAIN) {
+        bytes.take(self.behind_time)?;
+        if self.sample_type & CALLCHAIN != 0 {
             let length = bytes.u64()?.checked_mul(8)?;
             bytes.take(length)?;
         }
         let length = bytes.u32()?;
-        Some(Sample { pid, time, raw: bytes.take(length.into())? })
+        let start = body.len() - bytes.rest.len();
+        Some(Sample { pid, time, start, raw: bytes.take(length.into())? })
     }
 
     /// The time of a record that is no sample, from what stands at its end; `None` if nothing does.

@@ -3,6 +3,7 @@
 
 use super::super::Damage;
 use super::super::input::Input;
+use super::super::occurrences::{Block, Blocks};
 use std::fmt;
 use std::io::{self, Read};
 
@@ -52,6 +53,10 @@ impl Read for Origin {
 /// A record.
 #[derive(Debug, Clone, Copy)]
 pub struct Record<'a> {
+    /// The block that has it.
+    pub block: &'a Block,
+    /// Where its body begins there.
+    pub start: usize,
     /// `PERF_RECORD_*`.
     pub kind: u32,
     /// Behind its header.
@@ -61,8 +66,9 @@ pub struct Record<'a> {
 /// Records.
 pub struct Stream {
     origin: Origin,
-    buffer: Vec<u8>,
-    /// What of the buffer has not been taken.
+    blocks: Blocks,
+    block: Block,
+    /// What of the block has not been taken.
     start: usize,
     /// Offset of that in the file.
     offset: u64,
@@ -78,7 +84,7 @@ impl fmt::Debug for Stream {
 impl Stream {
     /// Those of `origin`, whose first byte is at `offset` of the file.
     pub fn new(origin: Origin, offset: u64) -> Self {
-        Self { origin, buffer: Vec::new(), start: 0, offset, ended: false }
+        Self { origin, blocks: Blocks::default(), block: Block::default(), start: 0, offset, ended: false }
     }
 
     /// Offset of the next record.
@@ -86,30 +92,53 @@ impl Stream {
         self.offset
     }
 
-    /// Has `length` bytes in the buffer, unless there are no more; returns how many there are.
+    /// Has `length` bytes in the block, unless there are no more; returns how many there are.
+    #[inline]
     fn have(&mut self, length: usize) -> Result<usize, Damage> {
-        while self.buffer.len() - self.start < length && !self.ended {
-            self.buffer.drain(..self.start);
-            self.start = 0;
-            let filled = self.buffer.len();
-            self.buffer.resize(filled + BLOCK, 0);
-            let read = loop {
-                match self.origin.read(&mut self.buffer[filled..]) {
-                    Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                    read => break read,
-                }
-            };
-            self.buffer.truncate(filled + *read.as_ref().unwrap_or(&0));
-            self.ended = !matches!(read, Ok(1..));
-            read.map_err(|error| Damage::new(self.offset, format!("cannot read: {error}")))?;
+        if self.block.len() - self.start < length && !self.ended {
+            self.fill(length)?;
         }
-        Ok(self.buffer.len() - self.start)
+        Ok(self.block.len() - self.start)
+    }
+
+    /// Goes on with another block, which begins with what of this one has not been taken, and has at least `length` bytes
+    /// unless there are no more.
+    fn fill(&mut self, length: usize) -> Result<(), Damage> {
+        let mut bytes = self.blocks.unused();
+        let rest = &self.block[self.start..];
+        let mut filled = rest.len();
+        bytes.resize(bytes.len().max(BLOCK).max(filled), 0);
+        bytes[..filled].copy_from_slice(rest);
+        let outcome = loop {
+            if filled == bytes.len() {
+                if filled >= length {
+                    break Ok(());
+                }
+                bytes.resize(filled + BLOCK, 0);
+            }
+            match self.origin.read(&mut bytes[filled..]) {
+                Ok(0) => {
+                    self.ended = true;
+                    break Ok(());
+                }
+                Ok(read) => filled += read,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => {
+                    self.ended = true;
+                    break Err(Damage::new(self.offset, format!("cannot read: {error}")));
+                }
+            }
+        };
+        bytes.truncate(filled);
+        (self.block, self.start) = (self.blocks.share(bytes), 0);
+        outcome
     }
 
     /// The next record; `None` at the end.
     ///
     /// # Errors
     /// It is cut off, or its size makes no sense: nothing can be read behind it.
+    #[inline]
     pub fn next(&mut self) -> Result<Option<Record<'_>>, Damage> {
         let at = self.offset;
         let have = self.have(HEADER)?;
@@ -121,7 +150,7 @@ impl Stream {
             self.stop();
             return Err(cut());
         }
-        let header = &self.buffer[self.start..self.start + HEADER];
+        let header = &self.block[self.start..self.start + HEADER];
         let kind = u32::from_le_bytes([header[0], header[1], header[2], header[3]]);
         let size = usize::from(u16::from_le_bytes([header[6], header[7]]));
         let whole = size >= HEADER && self.have(size)? >= size;
@@ -129,10 +158,10 @@ impl Stream {
             self.stop();
             return Err(if size < HEADER { Damage::new(at, "a record without a size") } else { cut() });
         }
-        let start = self.start;
-        self.start += size;
+        let (start, end) = (self.start + HEADER, self.start + size);
+        self.start = end;
         self.offset += size as u64;
-        Ok(Some(Record { kind, body: &self.buffer[start + HEADER..start + size] }))
+        Ok(Some(Record { block: &self.block, start, kind, body: &self.block[start..end] }))
     }
 
     /// The next `length` bytes, which are no record.
@@ -148,7 +177,7 @@ impl Stream {
         let start = self.start;
         self.start += length;
         self.offset += length as u64;
-        Ok(&self.buffer[start..start + length])
+        Ok(&self.block[start..start + length])
     }
 
     /// Passes over `length` bytes, which are no record.
@@ -167,6 +196,6 @@ impl Stream {
     /// Reads nothing any more.
     fn stop(&mut self) {
         self.ended = true;
-        self.start = self.buffer.len();
+        self.start = self.block.len();
     }
 }

@@ -3,11 +3,12 @@
 
 mod line;
 
-use super::merge::BATCH;
-use super::{Damage, Description, Reader};
+use super::{Damage, Description, Occurrences, Reader};
 use crate::analysis::pairing::{Occurrence, What};
 use std::io::{self, Read};
 
+/// Lines that are delivered at once, about.
+const BATCH: usize = 1024;
 /// Bytes that are read at once.
 const BLOCK: usize = 256 << 10;
 /// No line of an event is longer.
@@ -91,7 +92,7 @@ impl<R: Read + Send> Reader for Text<R> {
         &self.description
     }
 
-    fn read(&mut self, batch: &mut Vec<Occurrence>) -> Result<bool, Damage> {
+    fn read(&mut self, batch: &mut Occurrences) -> Result<bool, Damage> {
         batch.clear();
         while batch.len() < BATCH {
             let Some(length) = self.line()? else {

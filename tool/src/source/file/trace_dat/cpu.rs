@@ -5,9 +5,9 @@ use super::super::Damage;
 use super::super::decode::Decoders;
 use super::super::input::{Bytes, Input, LONGEST};
 use super::super::merge::Source;
+use super::super::occurrences::{Block, Blocks, Entry, Kind};
 use super::compression::Compression;
 use super::header::{CpuData, Scale};
-use crate::analysis::pairing::{Occurrence, What};
 use crate::source::page::{Page, PageFormat};
 use std::sync::Arc;
 
@@ -28,7 +28,7 @@ pub struct Common {
     /// Of time stamps, if they are no nanoseconds.
     pub scale: Option<Scale>,
     /// How events are read.
-    pub decoders: Decoders,
+    pub decoders: Arc<Decoders>,
 }
 
 /// One CPU.
@@ -41,9 +41,10 @@ pub struct Cpu {
     /// Compressed chunks that are left; the file says how many before the first one.
     chunks: Option<u32>,
     /// Pages that were read, the next one of them, and where in the file they were.
-    block: Vec<u8>,
+    block: Block,
     page: usize,
     block_at: u64,
+    blocks: Blocks,
     /// Time of the last event.
     last: u64,
     /// Events behind the last one could not be read.
@@ -61,9 +62,10 @@ impl Cpu {
             data,
             at,
             chunks: None,
-            block: Vec::new(),
+            block: Block::default(),
             page: 0,
             block_at: at,
+            blocks: Blocks::default(),
             last: 0,
             gap: false,
             cut: None,
@@ -82,7 +84,7 @@ impl Cpu {
     /// Reads the next block; false at the end. Behind a damage whose length is not known there is nothing to read.
     fn next_block(&mut self) -> Result<bool, Damage> {
         (self.page, self.block_at) = (0, self.at);
-        self.block.clear();
+        self.block = Block::default();
         if self.data.compressed {
             return self.next_chunk();
         }
@@ -90,11 +92,13 @@ impl Cpu {
         if left == 0 {
             return self.cut.take().map_or(Ok(false), Err);
         }
-        self.block.resize(left.min(BLOCK.next_multiple_of(self.common.page_size) as u64) as usize, 0);
-        let read = self.common.input.read_at(self.at, &mut self.block)?;
-        let whole = read == self.block.len();
+        let mut bytes = self.blocks.unused();
+        bytes.resize(left.min(BLOCK.next_multiple_of(self.common.page_size) as u64) as usize, 0);
+        let read = self.common.input.read_at(self.at, &mut bytes)?;
+        let whole = read == bytes.len();
         self.at = if whole { self.at + read as u64 } else { self.end() };
-        self.block.truncate(read - read % self.common.page_size);
+        bytes.truncate(read - read % self.common.page_size);
+        self.block = self.blocks.share(bytes);
         if !whole {
             // The pages that are whole come first.
             let what = format!("the file ends within the events of CPU {}", self.data.cpu);
@@ -127,20 +131,22 @@ impl Cpu {
         let data = self.common.input.bytes(data_at, compressed.into())?;
         self.at = data_at + u64::from(compressed);
         self.chunks = Some(chunks - 1);
-        self.block = self.common.compression.decompress(&data, length as usize).map_err(|error| {
+        let bytes = self.common.compression.decompress(&data, length as usize).map_err(|error| {
             Damage::new(data_at, format!("cannot decompress events of CPU {}: {error}", self.data.cpu))
         })?;
+        self.block = Block::new(bytes);
         Ok(true)
     }
 
     /// The next page's events. `Ok(false)` if there are no more pages in the block.
-    fn next_page(&mut self, queue: &mut Vec<Occurrence>) -> Result<bool, Damage> {
+    fn next_page(&mut self, queue: &mut Vec<Entry>) -> Result<bool, Damage> {
         let Some(bytes) = self.block.get(self.page..self.page + self.common.page_size) else {
             return Ok(false);
         };
         // Of compressed pages the place of their chunk is told.
         let offset = if self.data.compressed { 0 } else { self.page as u64 };
         let at = self.block_at + offset;
+        let data_at = self.page + self.common.format.header();
         self.page += self.common.page_size;
         let cpu = self.data.cpu;
         let damage = |why: &dyn std::fmt::Display| {
@@ -156,18 +162,23 @@ impl Cpu {
             return Err(damage(&"it is earlier than the page before"));
         }
         if page.lost.is_some() || gap {
-            let what = What::Gap { until: start, lost: page.lost.unwrap_or(0) };
-            queue.push(Occurrence { time: self.last, thread: 0, tgid: 0, unknown: 0, what });
+            let kind = Kind::Gap { until: start, lost: page.lost.unwrap_or(0) };
+            queue.push(Entry { time: self.last, kind });
         }
-        for event in page.events() {
+        let mut events = page.events();
+        while let Some(event) = events.next() {
             let (now, record) = event.map_err(|why| damage(&why))?;
             let now = time(now);
             if now < self.last {
                 return Err(damage(&"its time goes back"));
             }
             self.last = now;
-            let decoded = self.common.decoders.decode(record, now, 0);
-            queue.extend(decoded.ok_or_else(|| damage(&"a record is too short"))?);
+            let decoder =
+                self.common.decoders.find(record).ok_or_else(|| damage(&"a record is too short"))?;
+            if let Some(decoder) = decoder {
+                let start = (data_at + events.position() - record.len()) as u32;
+                queue.push(Entry { time: now, kind: Kind::Record { decoder, tgid: 0, block: 0, start } });
+            }
         }
         self.gap = false;
         Ok(true)
@@ -175,7 +186,11 @@ impl Cpu {
 }
 
 impl Source for Cpu {
-    fn fill(&mut self, queue: &mut Vec<Occurrence>) -> Result<(), Damage> {
+    fn block(&self) -> &Block {
+        &self.block
+    }
+
+    fn fill(&mut self, queue: &mut Vec<Entry>) -> Result<(), Damage> {
         while queue.is_empty() {
             if self.next_page(queue)? {
                 continue;

@@ -9,9 +9,9 @@ pub use header::{MAGIC, TracingData};
 
 use super::decode::Decoders;
 use super::input::Input;
-use super::merge::{Merge, Source};
-use super::{Damage, Description, Reader};
-use crate::analysis::pairing::{Occurrence, What};
+use super::merge::Merge;
+use super::{Damage, Description, Occurrences, Reader};
+use crate::analysis::pairing::What;
 use crate::source::page::PageFormat;
 use anyhow::{Context, Result, ensure};
 use cpu::{Common, Cpu};
@@ -25,6 +25,7 @@ const LARGEST_PAGE: u32 = 1 << 20;
 #[derive(Debug)]
 pub struct TraceDat {
     description: Description,
+    decoders: Arc<Decoders>,
     merge: Merge<Cpu>,
     /// Of the header; told first.
     damage: Vec<Damage>,
@@ -61,7 +62,7 @@ impl TraceDat {
             format,
             page_size: header.page_size as usize,
             scale: header.scale,
-            decoders,
+            decoders: Arc::new(decoders),
         });
         let cpus = |instance: &Instance| -> Vec<Cpu> {
             let cpus = instance.cpus.iter().filter(|cpu| cpu.size > 0);
@@ -71,10 +72,12 @@ impl TraceDat {
         let mut read = &header.instances[..];
         if let [_, _, ..] = read {
             let has_exits = |instance: &Instance| {
-                cpus(instance).iter_mut().any(|cpu| {
-                    let mut queue = Vec::new();
-                    let _ = cpu.fill(&mut queue);
-                    queue.iter().any(|occurrence| matches!(occurrence.what, What::Exit(_)))
+                cpus(instance).into_iter().any(|cpu| {
+                    let mut first = Occurrences::default();
+                    first.decode_by(&common.decoders);
+                    let mut merge = Merge::new(std::iter::once(cpu));
+                    while merge.read(&mut first).is_err() {}
+                    first.iter().any(|occurrence| matches!(occurrence.what, What::Exit(_)))
                 })
             };
             if let Some(first) = read.iter().position(has_exits) {
@@ -86,7 +89,7 @@ impl TraceDat {
         }
         let total = read.iter().flat_map(|instance| &instance.cpus).map(|cpu| cpu.size).sum();
         let merge = Merge::new(read.iter().flat_map(cpus));
-        Ok(Self { description, merge, damage: header.damage, total })
+        Ok(Self { description, decoders: Arc::clone(&common.decoders), merge, damage: header.damage, total })
     }
 }
 
@@ -95,11 +98,12 @@ impl Reader for TraceDat {
         &self.description
     }
 
-    fn read(&mut self, batch: &mut Vec<Occurrence>) -> Result<bool, Damage> {
+    fn read(&mut self, batch: &mut Occurrences) -> Result<bool, Damage> {
         batch.clear();
         if let Some(damage) = self.damage.pop() {
             return Err(damage);
         }
+        batch.decode_by(&self.decoders);
         let more = self.merge.read(batch);
         self.description.saw(batch);
         more
