@@ -223,7 +223,8 @@ macro_rules! common_events {
                 [$( u64::from(self.$field) ),*].get(index).copied()
             }
 
-            #[inline]
+            // A closure for each field: worth it only where the compiler sees what they do.
+            #[inline(always)]
             fn from_values(mut value: impl FnMut(usize) -> u64) -> Self {
                 let mut indices = 0..Self::FIELDS.len();
                 // The members are evaluated in the order in which they are written.

@@ -351,23 +351,23 @@ impl Pairing {
             What::Exit(exit) => {
                 let is_nested = exit.is_nested != 0;
                 let nested_state = if is_nested { vcpu.l2(time, &self.gaps).unwrap_or(0) } else { 0 };
-                let (id, exit_unknown, exit) = (vcpu.id, unknown, *exit);
-                let exit =
-                    Exit { exit_time: time, nested_state, tgid, exit_unknown, exit, ..Exit::default() };
-                let exit = vcpu.exit(exit, records);
+                let id = vcpu.id;
+                let open = vcpu.exit(is_nested, nested_state, records);
+                (open.exit_time, open.nested_state, open.tgid) = (time, nested_state, tgid);
+                (open.exit_unknown, open.exit) = (unknown, *exit);
                 if let Some(id) = id {
-                    exit.exit.vcpu_id = id;
-                    exit.exit_unknown &= !EXIT_VCPU_ID;
+                    open.exit.vcpu_id = id;
+                    open.exit_unknown &= !EXIT_VCPU_ID;
                 }
                 if self.nested_exits {
                     // Until a kvm_nested_vmexit says otherwise.
-                    exit.exit_unknown &= !EXIT_IS_NESTED;
+                    open.exit_unknown &= !EXIT_IS_NESTED;
                 }
-                if exit.exit.is_protected != 0 {
-                    exit.exit_unknown |= GUEST_RIP;
+                if exit.is_protected != 0 {
+                    open.exit_unknown |= GUEST_RIP;
                 }
                 if is_nested {
-                    exit.hypercall_abi = self.hypercall_abi_l2.map_or(0, abi_field);
+                    open.hypercall_abi = self.hypercall_abi_l2.map_or(0, abi_field);
                 }
             }
             What::Entry(entry) => {
@@ -508,25 +508,25 @@ impl Vcpu {
         self.l2.filter(|(_, since)| gaps.none_in(*since, now)).map(|(l2, _)| l2)
     }
 
-    /// An exit, of which it is known which L2 it is of.
+    /// Begins an exit, of this L2 if it is one of L2's.
     #[inline]
-    fn exit(&mut self, exit: Exit, records: &mut Vec<Record>) -> &mut Exit {
+    fn exit(&mut self, is_nested: bool, nested_state: u64, records: &mut Vec<Record>) -> &mut Exit {
         self.injected = None;
         self.results.known = 0;
         self.enters_l2 = false;
-        let place = if exit.exit.is_nested == 0 { L1 } else { self.l2_place(exit.nested_state) };
-        self.open(place, exit, records)
+        let place = if is_nested { self.l2_place(nested_state) } else { L1 };
+        self.open(place, records)
     }
 
-    /// Puts an exit at a place, and makes it the last.
+    /// Begins an exit at a place, where it is to be filled: it is too large to be made first and moved then.
     #[inline]
-    fn open(&mut self, place: usize, exit: Exit, records: &mut Vec<Record>) -> &mut Exit {
+    fn open(&mut self, place: usize, records: &mut Vec<Record>) -> &mut Exit {
         let open = &mut self.open[place];
         if let Some(never_ended) = open {
             records.push(Record::Exit(*never_ended));
         }
         self.last = Some(place);
-        open.insert(exit)
+        open.insert(Exit::default())
     }
 
     /// The last exit is L2's.
@@ -539,7 +539,7 @@ impl Vcpu {
         exit.exit_unknown &= !EXIT_IS_NESTED;
         exit.hypercall_abi = abi.map_or(0, abi_field);
         exit.nested_state = self.l2(exit.exit_time, gaps).unwrap_or(0);
-        self.open(self.l2_place(exit.nested_state), exit, records);
+        *self.open(self.l2_place(exit.nested_state), records) = exit;
     }
 
     /// The exit that was last, if no entry has come since and it is of this kind.

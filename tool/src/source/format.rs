@@ -17,6 +17,7 @@ pub struct Place {
 
 impl Place {
     /// The field's value, zero-extended; `None` if `bytes` ends before it, or if it is no number.
+    #[inline]
     pub fn read(self, bytes: &[u8]) -> Option<u64> {
         let field = bytes.get(self.offset..self.offset.checked_add(self.size)?)?;
         Some(match *field {
