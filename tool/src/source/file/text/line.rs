@@ -5,11 +5,13 @@
 //! Source: `TP_printk()` of the events in Linux' `arch/x86/kvm/trace.h`; trace-cmd's `plugin_kvm.c`.
 
 use crate::analysis::pairing::{Occurrence, Operands, What};
+use ahash::RandomState;
 use exitregs_common::event::{Event, KvmEntry, KvmExit, KvmNestedPageFault};
 use exitregs_common::flags::{EventInfo, exception_by_name};
 use exitregs_common::hypercall::Abi;
 use exitregs_common::isa::Isa;
 use exitregs_common::svm::ExitCode;
+use std::collections::HashMap;
 
 /// The events whose text is read.
 const EVENTS: &[u8] = b"kvm_";
@@ -17,8 +19,6 @@ const EVENTS: &[u8] = b"kvm_";
 /// What stands before an event's own text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Head<'a> {
-    /// The thread's name.
-    pub command: &'a [u8],
     /// The thread.
     pub thread: u32,
     /// Its process, 0 if the line does not tell.
@@ -58,26 +58,23 @@ pub fn head(line: &[u8]) -> Option<Head<'_>> {
     if !event.starts_with(EVENTS) {
         return None;
     }
-    let mut before = before.trim_ascii();
+    let mut before = before.trim_ascii_end();
     let mut tgid = 0;
     if let Some(rest) = before.strip_suffix(b")") {
         let open = memchr::memrchr(b'(', rest)?;
         // `-------` if the kernel does not know.
         tgid = decimal(rest[open + 1..].trim_ascii()).unwrap_or(0) as u32;
-        before = rest[..open].trim_ascii();
+        before = rest[..open].trim_ascii_end();
     }
     let digits = before.iter().rev().take_while(|byte| byte.is_ascii_digit()).count();
-    let (mut command, thread) = before.split_at(before.len() - digits);
+    let (command, thread) = before.split_at(before.len() - digits);
     let thread = decimal(thread)? as u32;
     if let Some(rest) = command.strip_suffix(b"/") {
         // `perf script -F pid,tid`.
         let digits = rest.iter().rev().take_while(|byte| byte.is_ascii_digit()).count();
-        let (rest, process) = rest.split_at(rest.len() - digits);
-        tgid = decimal(process)? as u32;
-        command = rest;
+        tgid = decimal(&rest[rest.len() - digits..])? as u32;
     }
-    let command = command.strip_suffix(b"-").unwrap_or(command).trim_ascii();
-    Some(Head { command, thread, tgid, time, event, body: words.rest })
+    Some(Head { thread, tgid, time, event, body: words.rest })
 }
 
 /// `SECONDS.FRACTION`, or a clock's ticks.
@@ -89,6 +86,12 @@ fn nanoseconds(text: &[u8]) -> Option<u64> {
 }
 
 fn decimal(text: &[u8]) -> Option<u64> {
+    // So few digits do not overflow.
+    if let 1..=19 = text.len() {
+        return text.iter().try_fold(0u64, |value, byte| {
+            byte.is_ascii_digit().then(|| value * 10 + u64::from(byte - b'0'))
+        });
+    }
     if text.is_empty() {
         return None;
     }
@@ -98,20 +101,24 @@ fn decimal(text: &[u8]) -> Option<u64> {
     })
 }
 
+/// What a byte is as a hexadecimal digit; more than 15 if it is none.
+const DIGITS: [u8; 256] = {
+    let mut digits = [u8::MAX; 256];
+    let mut digit = 0;
+    while digit < 16 {
+        digits[b"0123456789abcdef"[digit] as usize] = digit as u8;
+        digit += 1;
+    }
+    digits
+};
+
 /// Digits up to what is none.
 fn hexadecimal(text: &[u8]) -> Option<u64> {
     let text = text.strip_prefix(b"0x").unwrap_or(text);
-    let (mut value, mut digits) = (0u64, 0);
-    for byte in text {
-        let digit = match byte {
-            b'0'..=b'9' => byte - b'0',
-            b'a'..=b'f' => byte - b'a' + 10,
-            _ => break,
-        };
-        value = value << 4 | u64::from(digit);
-        digits += 1;
-    }
-    (1..=16).contains(&digits).then_some(value)
+    let digits = text.iter().map(|byte| DIGITS[usize::from(*byte)]).take_while(|digit| *digit < 16);
+    let (value, count) =
+        digits.fold((0, 0), |(value, count), digit| (value << 4 | u64::from(digit), count + 1));
+    (1..=16).contains(&count).then_some(value)
 }
 
 /// A number with or without `0x`.
@@ -163,19 +170,43 @@ impl<'a> Words<'a> {
     }
 }
 
-/// An exit reason by name or number: the reason, and whose it is; that of `isa` if it is a number.
-fn reason(word: &[u8], isa: Option<Isa>) -> Option<(u32, Option<Isa>)> {
-    if word.first()?.is_ascii_digit() {
-        return Some((number(word)? as u32, isa));
+/// Names of exit reasons that are remembered, at most; the letters of one may be of either case.
+const MAX_REASONS: usize = 1024;
+
+/// Exit reasons that lines have named. They are few, and would be looked for in long tables each time.
+#[derive(Debug, Default)]
+pub struct Reasons(HashMap<Vec<u8>, (u32, Isa), RandomState>);
+
+impl Reasons {
+    /// An exit reason by name or number: the reason, and whose it is; that of `isa` if it is a number.
+    fn get(&mut self, word: &[u8], isa: Option<Isa>) -> Option<(u32, Option<Isa>)> {
+        if word.first()?.is_ascii_digit() {
+            return Some((number(word)? as u32, isa));
+        }
+        let (reason, isa) = match self.0.get(word) {
+            Some(known) => *known,
+            None => {
+                let found = reason(word)?;
+                if self.0.len() < MAX_REASONS {
+                    self.0.insert(word.to_vec(), found);
+                }
+                found
+            }
+        };
+        Some((reason, Some(isa)))
     }
+}
+
+/// An exit reason by name, and whose it is.
+fn reason(word: &[u8]) -> Option<(u32, Isa)> {
     let text = std::str::from_utf8(word).ok()?;
     // trace-cmd has SVM's as the kernel's source does; the kernel prints those in lower case, VMX's in upper case.
     if let Some(name) = text.strip_prefix("EXIT_") {
-        return Some((ExitCode::by_identifier(name)?.0, Some(Isa::Svm)));
+        return Some((ExitCode::by_identifier(name)?.0, Isa::Svm));
     }
     let is_svm = text.starts_with(|first: char| first.is_ascii_lowercase());
     let isa = if is_svm { Isa::Svm } else { Isa::Vmx };
-    Some((isa.exit_reason_by_name(text)?, Some(isa)))
+    Some((isa.exit_reason_by_name(text)?, isa))
 }
 
 /// The fields of an event, by the names that texts have for them.
@@ -195,7 +226,7 @@ fn field<E: Event>(word: &[u8]) -> Option<usize> {
     E::FIELDS.iter().position(|field| field.name.as_bytes() == word)
 }
 
-fn exit(body: &[u8], isa: &mut Option<Isa>) -> Option<(What, u32)> {
+fn exit(body: &[u8], isa: &mut Option<Isa>, reasons: &mut Reasons) -> Option<(What, u32)> {
     const fn index(name: &str) -> usize {
         exitregs_common::event::field_bit(KvmExit::FIELDS, name).trailing_zeros() as usize
     }
@@ -216,7 +247,7 @@ fn exit(body: &[u8], isa: &mut Option<Isa>) -> Option<(What, u32)> {
                 if word == b"UNKNOWN" {
                     word = words.next()?.strip_prefix(b"(")?.strip_suffix(b")")?;
                 }
-                let (reason, whose) = reason(word, *isa)?;
+                let (reason, whose) = reasons.get(word, *isa)?;
                 values[REASON] = reason.into();
                 known |= 1 << REASON;
                 if let Some(whose) = whose {
@@ -272,11 +303,11 @@ fn entry(body: &[u8]) -> Option<(What, u32)> {
 
 /// What a line says, and the fields that it does not have. `Some(None)`: the line is not of an event that is read. `None`:
 /// it is, and makes no sense. `isa` is that of the exits before.
-pub fn parse(line: &[u8], isa: &mut Option<Isa>) -> Option<Option<Occurrence>> {
+pub fn parse(line: &[u8], isa: &mut Option<Isa>, reasons: &mut Reasons) -> Option<Option<Occurrence>> {
     let Some(head) = head(line) else { return Some(None) };
     let mut words = Words { rest: head.body };
     let (what, unknown) = match head.event {
-        b"kvm_exit" => exit(head.body, isa)?,
+        b"kvm_exit" => exit(head.body, isa, reasons)?,
         b"kvm_entry" => entry(head.body)?,
         b"kvm_nested_page_fault" => {
             let mut values = [0; 16];
@@ -290,13 +321,13 @@ pub fn parse(line: &[u8], isa: &mut Option<Isa>) -> Option<Option<Occurrence>> {
             (What::NestedEntry { l2, event: EventInfo(event as u32) }, 0)
         }
         b"kvm_nested_vmenter_failed" => (What::NestedEntryFailed, 0),
-        b"kvm_nested_vmexit" => match exit(head.body, isa)?.0 {
+        b"kvm_nested_vmexit" => match exit(head.body, isa, reasons)?.0 {
             What::Exit(exit) => (What::NestedExit { exit_reason: exit.exit_reason }, 0),
             _ => return None,
         },
         b"kvm_nested_vmexit_inject" => {
             while ![&b"reason"[..], b"exit_code"].contains(&words.next()?) {}
-            let (exit_reason, _) = reason(words.next()?, *isa)?;
+            let (exit_reason, _) = reasons.get(words.next()?, *isa)?;
             let failed = words.next().is_some_and(|word| word == b"FAILED_VMENTRY");
             let exit_reason = exit_reason | u32::from(failed) << 31;
             // The kernel's word, the field's name, and that of trace-cmd's plugin.

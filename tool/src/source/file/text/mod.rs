@@ -17,6 +17,7 @@ const LONGEST_LINE: usize = 64 << 10;
 /// Lines.
 pub struct Text<R> {
     description: Description,
+    reasons: line::Reasons,
     input: R,
     buffer: Vec<u8>,
     /// Of the buffer: where the next line begins, and where that is in the file.
@@ -36,6 +37,7 @@ impl<R: Read + Send> Text<R> {
     pub fn new(input: R, total: u64) -> Self {
         Self {
             description: Description { format: "text".to_owned(), ..Description::default() },
+            reasons: line::Reasons::default(),
             input,
             buffer: Vec::new(),
             start: 0,
@@ -110,7 +112,7 @@ impl<R: Read + Send> Reader for Text<R> {
                 let text = String::from_utf8_lossy(&line[..line.len().min(200)]).into_owned();
                 Damage::new(at, format!("the line makes no sense: {text}"))
             };
-            match line::parse(line, &mut self.description.isa) {
+            match line::parse(line, &mut self.description.isa, &mut self.reasons) {
                 Some(Some(occurrence)) if occurrence.time < self.last => {
                     return Err(Damage::new(at, "the line is earlier than the one before"));
                 }
