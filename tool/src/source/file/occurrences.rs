@@ -133,16 +133,18 @@ pub struct Blocks {
 }
 
 impl Blocks {
-    /// Bytes to be overwritten, as many as there happen to be.
-    pub fn unused(&mut self) -> Vec<u8> {
+    /// Bytes to be overwritten, so many or more.
+    pub fn unused(&mut self, least: usize) -> Vec<u8> {
         match self.shared.pop_front().map(Arc::try_unwrap) {
-            Some(Ok(bytes)) => bytes,
-            Some(Err(block)) => {
-                self.shared.push_front(block);
-                Vec::new()
+            Some(Ok(mut bytes)) => {
+                bytes.resize(bytes.len().max(least), 0);
+                return bytes;
             }
-            None => Vec::new(),
+            Some(Err(block)) => self.shared.push_front(block),
+            None => {}
         }
+        // The system's zeros, which are there once the memory is written to.
+        vec![0; least]
     }
 
     /// A block of these bytes.

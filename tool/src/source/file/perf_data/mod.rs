@@ -84,10 +84,11 @@ impl Events {
     }
 
     /// How a sample is to be read.
-    fn attr(&self, body: &[u8]) -> Option<Attr> {
-        match self.attrs[..] {
+    #[inline]
+    fn attr(&self, body: &[u8]) -> Option<&Attr> {
+        match &self.attrs[..] {
             [attr] => Some(attr),
-            [first, ..] if first.is_identified() => self.of_id.get(&Bytes { rest: body }.u64()?).copied(),
+            [first, ..] if first.is_identified() => self.of_id.get(&Bytes { rest: body }.u64()?),
             _ => None,
         }
     }
@@ -193,37 +194,40 @@ impl PerfData {
         }
     }
 
-    /// Reads the next record and those that are compressed in it. False at the end.
+    /// Reads records, and those that are compressed in them, until there is something to be given out or told. False at
+    /// the end.
     fn step(&mut self) -> Result<bool, Damage> {
-        let at = self.stream.offset();
-        let Some(record) = self.stream.next()? else { return Ok(false) };
-        let Record { kind, body, .. } = record;
-        let nonsense = || Damage::new(at, format!("a record of type {kind} makes no sense"));
-        match kind {
-            record::COMPRESSED => {
-                let data = body.to_vec();
-                self.unpack(at, data)?;
-            }
-            record::COMPRESSED2 => {
-                let mut bytes = Bytes { rest: body };
-                let length = bytes.u64().ok_or_else(nonsense)?;
-                let data = bytes.take(length).ok_or_else(nonsense)?.to_vec();
-                self.unpack(at, data)?;
-            }
-            record::TRACING_DATA => {
-                let length = Bytes { rest: body }.u32().ok_or_else(nonsense)?;
-                if u64::from(length) > LONGEST {
-                    return Err(nonsense());
+        while !self.order.is_ready() {
+            let at = self.stream.offset();
+            let Some(record) = self.stream.next()? else { return Ok(false) };
+            let Record { kind, body, .. } = record;
+            let nonsense = || Damage::new(at, format!("a record of type {kind} makes no sense"));
+            match kind {
+                record::COMPRESSED => {
+                    let data = body.to_vec();
+                    self.unpack(at, data)?;
                 }
-                let data = self.stream.bytes(length.next_multiple_of(8) as usize)?.to_vec();
-                let feature = self.events.feature(feature::TRACING_DATA, data, &mut self.description);
-                feature.map_err(|error| Damage::new(at, format!("{error:#}")))?;
+                record::COMPRESSED2 => {
+                    let mut bytes = Bytes { rest: body };
+                    let length = bytes.u64().ok_or_else(nonsense)?;
+                    let data = bytes.take(length).ok_or_else(nonsense)?.to_vec();
+                    self.unpack(at, data)?;
+                }
+                record::TRACING_DATA => {
+                    let length = Bytes { rest: body }.u32().ok_or_else(nonsense)?;
+                    if u64::from(length) > LONGEST {
+                        return Err(nonsense());
+                    }
+                    let data = self.stream.bytes(length.next_multiple_of(8) as usize)?.to_vec();
+                    let feature = self.events.feature(feature::TRACING_DATA, data, &mut self.description);
+                    feature.map_err(|error| Damage::new(at, format!("{error:#}")))?;
+                }
+                record::AUXTRACE => {
+                    let length = Bytes { rest: body }.u64().ok_or_else(nonsense)?;
+                    self.stream.skip(length)?;
+                }
+                _ => one(&mut self.events, &mut self.order, &mut self.description, at, record)?,
             }
-            record::AUXTRACE => {
-                let length = Bytes { rest: body }.u64().ok_or_else(nonsense)?;
-                self.stream.skip(length)?;
-            }
-            _ => one(&mut self.events, &mut self.order, &mut self.description, at, record)?,
         }
         Ok(true)
     }

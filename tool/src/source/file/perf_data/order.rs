@@ -73,11 +73,17 @@ impl Order {
         self.latest = self.latest.max(entry.time);
         self.waiting.push(entry);
         if self.waiting.len() - self.ready >= MAX_WAITING {
-            let mut times: Vec<_> = self.waiting[self.ready..].iter().map(|entry| entry.time).collect();
-            let (_, middle, _) = times.select_nth_unstable(MAX_WAITING / 2);
-            let middle = *middle;
-            self.flush(middle, offset);
+            self.overflow(offset);
         }
+    }
+
+    /// The round is too long for its end to be waited for.
+    #[cold]
+    fn overflow(&mut self, offset: u64) {
+        let mut times: Vec<_> = self.waiting[self.ready..].iter().map(|entry| entry.time).collect();
+        let (_, middle, _) = times.select_nth_unstable(MAX_WAITING / 2);
+        let middle = *middle;
+        self.flush(middle, offset);
     }
 
     /// A round ends.
@@ -100,6 +106,12 @@ impl Order {
         }
         self.ready += end.max(late) - late;
         self.done = self.done.max(until.min(self.latest));
+    }
+
+    /// Whether there are events to be given out, or damage to be told.
+    #[inline]
+    pub fn is_ready(&self) -> bool {
+        self.given < self.ready || !self.damage.is_empty()
     }
 
     /// Gives out the next events that no others can come before, as many as the batch takes.

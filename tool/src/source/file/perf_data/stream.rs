@@ -104,10 +104,9 @@ impl Stream {
     /// Goes on with another block, which begins with what of this one has not been taken, and has at least `length` bytes
     /// unless there are no more.
     fn fill(&mut self, length: usize) -> Result<(), Damage> {
-        let mut bytes = self.blocks.unused();
         let rest = &self.block[self.start..];
         let mut filled = rest.len();
-        bytes.resize(bytes.len().max(BLOCK).max(filled), 0);
+        let mut bytes = self.blocks.unused(BLOCK.max(filled));
         bytes[..filled].copy_from_slice(rest);
         let outcome = loop {
             if filled == bytes.len() {

@@ -92,8 +92,9 @@ impl Cpu {
         if left == 0 {
             return self.cut.take().map_or(Ok(false), Err);
         }
-        let mut bytes = self.blocks.unused();
-        bytes.resize(left.min(BLOCK.next_multiple_of(self.common.page_size) as u64) as usize, 0);
+        let length = left.min(BLOCK.next_multiple_of(self.common.page_size) as u64) as usize;
+        let mut bytes = self.blocks.unused(length);
+        bytes.truncate(length);
         let read = self.common.input.read_at(self.at, &mut bytes)?;
         let whole = read == bytes.len();
         self.at = if whole { self.at + read as u64 } else { self.end() };
