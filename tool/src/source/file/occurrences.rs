@@ -5,7 +5,6 @@
 
 use super::decode::Decoders;
 use crate::analysis::pairing::{Occurrence, What};
-use std::collections::VecDeque;
 use std::sync::Arc;
 
 /// Bytes of a file, shared by those whose records are in them.
@@ -128,29 +127,27 @@ impl Occurrences {
 /// Memory for blocks, used again when nobody has the block any more.
 #[derive(Debug, Default)]
 pub struct Blocks {
-    /// The oldest, which is given back first, at the front.
-    shared: VecDeque<Block>,
+    shared: Vec<Block>,
 }
 
 impl Blocks {
     /// Bytes to be overwritten, so many or more.
     pub fn unused(&mut self, least: usize) -> Vec<u8> {
-        match self.shared.pop_front().map(Arc::try_unwrap) {
+        let unused = self.shared.iter().position(|block| Arc::strong_count(block) == 1);
+        match unused.map(|place| Arc::try_unwrap(self.shared.swap_remove(place))) {
             Some(Ok(mut bytes)) => {
                 bytes.resize(bytes.len().max(least), 0);
-                return bytes;
+                bytes
             }
-            Some(Err(block)) => self.shared.push_front(block),
-            None => {}
+            // The system's zeros, which are there once the memory is written to.
+            _ => vec![0; least],
         }
-        // The system's zeros, which are there once the memory is written to.
-        vec![0; least]
     }
 
     /// A block of these bytes.
     pub fn share(&mut self, bytes: Vec<u8>) -> Block {
         let block = Arc::new(bytes);
-        self.shared.push_back(Arc::clone(&block));
+        self.shared.push(Arc::clone(&block));
         block
     }
 }

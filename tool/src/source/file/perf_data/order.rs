@@ -94,7 +94,6 @@ impl Order {
 
     /// Makes ready what is not later than `until`.
     pub fn flush(&mut self, until: u64, offset: u64) {
-        self.forget();
         let waiting = &mut self.waiting[self.ready..];
         waiting.sort_by_key(|entry| entry.time);
         let late = waiting.partition_point(|entry| entry.time < self.done);
@@ -127,24 +126,29 @@ impl Order {
             batch.push_entry(entry);
         }
         self.given += given;
+        if given > 0 && self.given == self.ready {
+            self.forget();
+        }
     }
 
-    /// Drops what was given out.
+    /// Drops what was given out, and the blocks of which nothing waits.
     fn forget(&mut self) {
-        if self.given == 0 {
-            return;
-        }
         self.waiting.drain(..self.given);
         self.ready -= std::mem::take(&mut self.given);
-        let blocks = self.waiting.iter().filter_map(|entry| match entry.kind {
-            Kind::Record { block, .. } => Some(block),
-            Kind::Gap { .. } => None,
-        });
-        let first = blocks.min().unwrap_or(self.blocks.len() as u32);
-        self.blocks.drain(..first as usize);
+        let mut places = vec![None; self.blocks.len()];
+        for entry in &self.waiting {
+            if let Kind::Record { block, .. } = entry.kind {
+                places[block as usize] = Some(0);
+            }
+        }
+        for (place, kept) in places.iter_mut().flatten().zip(0..) {
+            *place = kept;
+        }
+        let mut place = places.iter();
+        self.blocks.retain(|_| place.next().is_some_and(Option::is_some));
         for entry in &mut self.waiting {
             if let Kind::Record { block, .. } = &mut entry.kind {
-                *block -= first;
+                *block = places[*block as usize].unwrap_or(0);
             }
         }
     }
