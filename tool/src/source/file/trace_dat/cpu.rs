@@ -95,7 +95,9 @@ impl Cpu {
         let length = left.min(BLOCK.next_multiple_of(self.common.page_size) as u64) as usize;
         let mut bytes = self.blocks.unused(length);
         bytes.truncate(length);
-        let read = self.common.input.read_at(self.at, &mut bytes)?;
+        let end = self.end();
+        // Where the disk fails there is no going on.
+        let read = self.common.input.read_at(self.at, &mut bytes).inspect_err(|_| self.at = end)?;
         let whole = read == bytes.len();
         self.at = if whole { self.at + read as u64 } else { self.end() };
         bytes.truncate(read - read % self.common.page_size);
