@@ -41,7 +41,7 @@ fn describe(suite: &mut Suite) -> Result<()> {
         others_print(amd, Isa::Svm);
         somebody_elses_probe(amd);
         two_runs_at_once(amd);
-        many_at_once(amd, counts().pick(5, 100));
+        many_at_once(amd);
         killed(amd);
         under_load(amd);
         if kernel == Kernel::Stock6_12 {
@@ -58,8 +58,6 @@ fn describe(suite: &mut Suite) -> Result<()> {
         nested_page_faults(intel, Isa::Vmx, "tprobe");
         installed(intel, Isa::Vmx);
         others_print(intel, Isa::Vmx);
-        // It is slow: a run reads the kernel's types.
-        many_at_once(intel, 1);
     }
     Ok(())
 }
@@ -356,7 +354,8 @@ fn two_runs_at_once(boot: &mut Boot) {
 }
 
 /// Runs that begin at once all have the events, and those that end at once leave none.
-fn many_at_once(boot: &mut Boot, rounds: usize) {
+fn many_at_once(boot: &mut Boot) {
+    let rounds = counts().pick(5, 100);
     let text = format!(
         "for round in $(seq {rounds}); do\n\
          for run in 1 2 3 4; do (exitregs trace --source tprobe --duration 50ms -o /dev/null 2>&1 || echo failed) & done\n\
