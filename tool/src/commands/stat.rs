@@ -105,8 +105,8 @@ pub fn run(arguments: &Arguments) -> Result<u8> {
     }
     let stat = &mut *chosen.live;
 
-    stop.after(arguments.duration);
     report.started = Instant::now();
+    stop.after(arguments.duration);
     let mut earlier = Table::default();
     let mut earlier_time = report.started;
     every(arguments.interval, &stop, &mut command, |tick| {

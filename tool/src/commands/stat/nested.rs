@@ -33,8 +33,8 @@ pub(super) fn run(arguments: &Arguments, host: &Host) -> Result<u8> {
     if !command.exists() && arguments.duration.is_none() {
         eprintln!("exitregs: counting by {trace}; Ctrl-C stops and prints");
     }
-    stop.after(arguments.duration);
     let started = Instant::now();
+    stop.after(arguments.duration);
     every(arguments.interval, &stop, &mut command, |tick| {
         live.take(&mut *trace.live)?;
         if tick == Tick::Interval {
