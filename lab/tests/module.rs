@@ -2,14 +2,12 @@
 //! The kernel module's machine code: what its probes call. And that DKMS builds it.
 
 use std::collections::BTreeSet;
-use std::env;
 use std::fs;
 use std::process::Command;
 
-use exitregs_lab::host::kernel::rust;
 use exitregs_lab::host::requirements::{self, Requirement};
 use exitregs_lab::host::{Base, Built};
-use exitregs_lab::{binaries, module};
+use exitregs_lab::module;
 
 /// All that a probe may call: of the kernel, and of `src/helpers.c`. Nothing of these allocates, sleeps or panics.
 const ALLOWED: [&str; 11] = [
@@ -74,38 +72,11 @@ fn probes_for_mainline_call_only_what_they_may() {
     probes_call_only_what_they_may(Base::Mainline);
 }
 
-/// As on a host that has the module's sources where DKMS looks for them.
 #[test]
 fn dkms_builds_it() {
-    const SOURCES: [&str; 5] = ["Kbuild", "Makefile", "dkms.conf", "src", "common"];
-
     requirements::install(&[Requirement::new("dkms", "dkms")]).unwrap();
-    let kernel = Built::plain(Base::V6_12).tree().unwrap().build_folder();
-    let release = fs::read_to_string(kernel.join("include/config/kernel.release")).unwrap();
-    let (sources, trees) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-    let folder = sources.path().join("kvm_exitregs-0.1.0");
-    fs::create_dir(&folder).unwrap();
-    let run = |command: &mut Command| {
-        let output = command.output().unwrap();
-        let text = [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned());
-        assert!(output.status.success(), "{command:?}: {}", text.concat());
-    };
-    for source in SOURCES {
-        run(Command::new("cp").arg("--recursive").arg(binaries::workspace().join(source)).arg(&folder));
-    }
-    let bindgen = rust::bindgen().unwrap();
-    let path = format!("{}:{}", bindgen.parent().unwrap().display(), env::var("PATH").unwrap());
-    let dkms = |action: &str| {
-        let mut command = Command::new("dkms");
-        command.args([action, "kvm_exitregs/0.1.0", "--sourcetree"]).arg(sources.path());
-        command.arg("--dkmstree").arg(trees.path()).env("PATH", &path);
-        // cargo's own, which would become kbuild's.
-        command.env_remove("MAKEFLAGS").env_remove("MFLAGS");
-        command
-    };
-    run(&mut dkms("add"));
-    run(dkms("build").args(["-k", release.trim(), "--kernelsourcedir"]).arg(&kernel));
-    let built = trees.path().join("kvm_exitregs/0.1.0").join(release.trim()).join("x86_64/module");
-    let module = fs::metadata(built.join("kvm_exitregs.ko")).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let path = module::build_by_dkms(Built::plain(Base::V6_12), folder.path()).unwrap();
+    let module = fs::metadata(path).unwrap();
     assert!(module.len() > 10_000, "{module:?}");
 }

@@ -19,7 +19,7 @@ const SOURCES: &str = "rust-src";
 ///
 /// # Errors
 /// If there can be no cache.
-pub fn bindgen() -> Result<PathBuf> {
+pub(crate) fn bindgen() -> Result<PathBuf> {
     Ok(bindgen_folder()?.join("bin/bindgen"))
 }
 
