@@ -88,18 +88,18 @@ impl Cpu {
         if self.data.compressed {
             return self.next_chunk();
         }
-        let left = self.end().saturating_sub(self.at);
+        let end = self.end();
+        let left = end.saturating_sub(self.at);
         if left == 0 {
             return self.cut.take().map_or(Ok(false), Err);
         }
         let length = left.min(BLOCK.next_multiple_of(self.common.page_size) as u64) as usize;
         let mut bytes = self.blocks.unused(length);
         bytes.truncate(length);
-        let end = self.end();
         // Where the disk fails there is no going on.
         let read = self.common.input.read_at(self.at, &mut bytes).inspect_err(|_| self.at = end)?;
         let whole = read == bytes.len();
-        self.at = if whole { self.at + read as u64 } else { self.end() };
+        self.at = if whole { self.at + read as u64 } else { end };
         bytes.truncate(read - read % self.common.page_size);
         self.block = self.blocks.share(bytes);
         if !whole {
