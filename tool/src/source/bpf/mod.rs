@@ -5,17 +5,13 @@ pub mod stat;
 pub mod trace;
 
 use super::{Unusable, check_kvm, unusable};
-use crate::btf;
+use crate::btf::{self, Joined};
 use crate::host::Host;
 use anyhow::{Context, Error, Result, anyhow, bail};
 use exitregs_common::event::{Event, KvmExit};
 use exitregs_common::isa::Isa;
 use libbpf_rs::{Link, ObjectBuilder, OpenProgramMut, PrintLevel, ProgramMut};
 use std::fmt;
-use std::fs::File;
-use std::io::Write;
-use std::os::fd::{AsRawFd, FromRawFd};
-use std::path::PathBuf;
 use std::sync::Mutex;
 
 /// How the programs get at the vCPU.
@@ -113,7 +109,7 @@ struct Target {
     /// Position of the vCPU among kvm_exit's arguments.
     exit_vcpu_argument: u32,
     /// BTF for CO-RE, if libbpf should not look for it itself.
-    btf: Option<File>,
+    btf: Option<Joined>,
 }
 
 impl Target {
@@ -131,7 +127,7 @@ impl Target {
         })?;
         let btf = match &files.vendor {
             // The vendor module's BTF has all that the programs read, whatever of it is kvm.ko's.
-            Some(vendor) => Some(in_memory(&btf::joined(&files.vmlinux, vendor)?)?),
+            Some(vendor) => Some(Joined::new(&files.vmlinux, vendor)?),
             None => None,
         };
         Ok(Self { isa, access, exit_vcpu_argument: exit_vcpu_argument as u32, btf })
@@ -140,7 +136,7 @@ impl Target {
     fn configure(&self, builder: &mut ObjectBuilder) -> Result<()> {
         capture_libbpf_messages();
         if let Some(btf) = &self.btf {
-            builder.btf_custom_path(path_of(btf))?;
+            builder.btf_custom_path(btf.path())?;
         }
         Ok(())
     }
@@ -164,22 +160,6 @@ impl Target {
 
 fn field_bits(names: &[&str]) -> u32 {
     names.iter().filter_map(|name| KvmExit::index(name)).map(|index| 1 << index).sum()
-}
-
-fn in_memory(bytes: &[u8]) -> Result<File> {
-    // SAFETY: the name is a C string, and the result is checked before it is used.
-    let descriptor = unsafe { libc::memfd_create(c"exitregs-btf".as_ptr(), libc::MFD_CLOEXEC) };
-    if descriptor < 0 {
-        return Err(std::io::Error::last_os_error()).context("cannot create a file in memory (memfd_create)");
-    }
-    // SAFETY: the descriptor was just made, is valid, and nobody else closes it.
-    let mut file = unsafe { File::from_raw_fd(descriptor) };
-    file.write_all(bytes).context("cannot write the kernel's types to a file in memory")?;
-    Ok(file)
-}
-
-fn path_of(file: &File) -> PathBuf {
-    format!("/proc/self/fd/{}", file.as_raw_fd()).into()
 }
 
 /// What libbpf said since the last error; it prints much that is harmless.
