@@ -378,23 +378,24 @@ fn many_at_once(boot: &mut Boot) {
     });
 }
 
-/// What a killed run leaves is used by the next one, and goes with it.
+/// What a killed run leaves is used by the next one, and goes with it; or it is removed by who asks for that.
 fn killed(boot: &mut Boot) {
     let list = |name: &str| exitregs(name, ["events", "list"]);
-    let scenario = Scenario::new("SIGKILL")
-        .start(tprobe("killed", &[]))
-        .wait_for("killed", " source with ")
-        .kill("killed", Signal::SIGKILL)
-        .end("killed")
+    let kill = |scenario: Scenario, name: &str| {
+        let scenario = scenario.start(tprobe(name, &[])).wait_for(name, " source with ");
+        scenario.kill(name, Signal::SIGKILL).end(name)
+    };
+    let scenario = kill(Scenario::new("SIGKILL"), "killed")
         .run(list("left"))
         .run(tprobe("next", &["--duration", "50ms"]))
         .run(list("after"));
+    let scenario = kill(scenario, "killed-too").run(exitregs("remove", ["events", "remove"]));
     boot.test(scenario, |played| {
         ensure!(played.status("killed")? == Status::Signal(Signal::SIGKILL as i32), "it was not killed");
         played.succeeded(&["next", "left", "after"])?;
         ensure!(played.stdout("left")?.contains("t:exitregs/kvm_exit"), "there was nothing to remove");
         ensure!(played.stdout("after")?.is_empty(), "something is left");
-        Ok(())
+        played.failed("remove", 0, &["removed kvm_"])
     });
 }
 

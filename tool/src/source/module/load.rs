@@ -7,6 +7,7 @@ use crate::host::Host;
 use crate::source::check_kvm;
 use crate::source::tprobe::definition::{FROM_HARDWARE, injector};
 use crate::source::tprobe::install::{Events, InUse};
+use crate::source::tracefs::instance;
 use anyhow::{Context, Result, anyhow, bail};
 use exitregs_common::event::{Event, GROUP, KvmEntry, KvmExit, KvmNestedPageFault};
 use exitregs_common::isa::Isa;
@@ -138,6 +139,7 @@ pub fn unload(host: &Host, force: bool) -> Result<bool> {
         return Ok(false);
     }
     if let Some(tracefs) = host.tracefs() {
+        instance::remove_abandoned(&tracefs);
         let events = Events::of(&tracefs);
         for event in EVENTS {
             match events.use_of(event) {

@@ -67,7 +67,6 @@ impl Drop for Used {
         if self.lock.try_lock().is_err() || are_kept() {
             return;
         }
-        instance::remove_abandoned(&self.events.tracefs);
         match self.events.remove_all(false) {
             Ok(_) => {}
             // Somebody else's tool has been told to use them, and the next run will find them.
@@ -192,6 +191,8 @@ impl Events {
     }
 
     fn remove_all(&self, force: bool) -> Result<Vec<String>> {
+        // Killed runs use nothing any more.
+        instance::remove_abandoned(&self.tracefs);
         let names: Vec<_> =
             self.list()?.iter().filter_map(|line| name(line).map(str::to_owned)).rev().collect();
         if let (false, Some(used)) = (force, names.iter().find_map(|name| self.use_of(name))) {
