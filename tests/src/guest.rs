@@ -56,6 +56,11 @@ impl Guest {
         Self { truth: "/dev/null".to_owned(), ..self }
     }
 
+    /// Do the script until somebody kills the guest, and do not write down what it does: that would fill the memory.
+    pub fn endless(self) -> Self {
+        self.repeat(i32::MAX as u32).argument("--timeout", 24 * 3600).without_truth()
+    }
+
     /// What the scenario calls it.
     pub fn name(&self) -> &str {
         &self.name

@@ -228,8 +228,7 @@ fn load_and_unload(boot: &mut Boot) {
     // kmemleak, where the kernel has it, looks for every object that nobody points to any more.
     const LEAKS: &str = "/sys/kernel/debug/kmemleak";
     let rounds: Vec<_> = (0..counts().pick(1, 1000 / CYCLES)).map(|round| format!("round-{round}")).collect();
-    let guests =
-        ["mix", "page-fault"].map(|script| Guest::new(script, script).repeat(1_000_000).without_truth());
+    let guests = ["mix", "page-fault"].map(|script| Guest::new(script, script).endless());
     let clear = format!(
         "[ -e /sys/module/kvm_exitregs ] && rmmod kvm_exitregs
         mount -t debugfs none /sys/kernel/debug 2> /dev/null

@@ -218,7 +218,7 @@ fn killed(boot: &mut Boot) {
 /// A small tmpfs: the recording ends with an error, and what had room can be read.
 fn a_full_disk(boot: &mut Boot) {
     // Until the disk is full.
-    let guest = Guest::new("guest", "mix").repeat(1_000_000).without_truth();
+    let guest = Guest::new("guest", "mix").endless();
     let full = "mkdir full; mount -t tmpfs -o size=300k none full && exec exitregs record -o full/file";
     let scenario = Scenario::new("a full disk")
         .start(Process::shell("full", full))

@@ -402,7 +402,7 @@ fn killed(boot: &mut Boot) {
 /// Installed and removed while a VM exits all the time, by two at once, and killed in between: nothing of ours is left, and
 /// others' events are untouched.
 fn under_load(boot: &mut Boot) {
-    let guest = Guest::new("guest", "cpuid").repeat(1_000_000).without_truth();
+    let guest = Guest::new("guest", "cpuid").endless();
     // In each, eight installations, two of which are killed at some point, and as many removals.
     let rounds = counts().pick(3, 125);
     let other = "while [ ! -e stop ]; do exitregs events install && exitregs events list && exitregs events remove; done \
