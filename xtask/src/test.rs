@@ -2,15 +2,19 @@
 //! `cargo xtask test` and `cargo xtask soak`: every check there is, suite by suite.
 //!
 //! The suites before the integration tests are listed in [`suites`]; each integration test of each package of the
-//! workspace is a suite by itself, found through cargo, so a new one cannot be forgotten.
+//! workspace is a suite by itself, found through cargo, so a new one cannot be forgotten. Of these as many run at once as
+//! there are CPUs, with one test at a time each: most boot emulated hosts, which take one CPU, and in the end all have one that
+//! takes longer than the others.
 
 mod spdx;
 
-use std::io::{IsTerminal, Write};
+use std::io::IsTerminal;
 use std::process::{Command, ExitCode, Stdio};
+use std::sync::Mutex;
+use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use clap::Args;
 use exitregs_lab::counts;
 use exitregs_lab::host::{Base, Built, Kernel};
@@ -47,6 +51,8 @@ struct Suite {
 enum What {
     /// Passes if the command does; if it runs Rust tests they count one by one.
     Run(Command),
+    /// The same, of an integration test.
+    Test(Command),
     /// Returns what is wrong, line by line.
     Check(fn() -> Result<Vec<String>>),
 }
@@ -91,7 +97,9 @@ fn suites() -> Result<Vec<Suite>> {
     suites.push(Suite { name: "kernels".to_owned(), what: What::Check(build_kernels) });
     for (package, test) in integration_tests()? {
         let arguments = ["test", "--quiet", "--package", &package, "--test", &test];
-        suites.push(cargo(&format!("{package}/{test}"), &arguments));
+        let mut command = crate::cargo();
+        command.args(arguments);
+        suites.push(Suite { name: format!("{package}/{test}"), what: What::Test(command) });
     }
     Ok(suites)
 }
@@ -141,44 +149,82 @@ fn run_suites(arguments: &Arguments, environment: &[(&str, &str)]) -> Result<Exi
     }
     setup::all(false)?;
 
-    let mut rows: Vec<(String, Ended, Duration)> = Vec::new();
-    for suite in suites {
-        // On a terminal the line is completed when the suite ends; in a log it would stay unfinished for minutes.
-        if std::io::stderr().is_terminal() {
-            eprint!("{:<32}", suite.name);
-            std::io::stderr().flush()?;
+    let (tests, checks) = suites.into_iter().partition(|suite| matches!(suite.what, What::Test(_)));
+    let start = Instant::now();
+    let mut rows = run_all(checks, 1, environment)?;
+    rows.extend(run_all(tests, thread::available_parallelism().map_or(1, usize::from), environment)?);
+    Ok(summary(&rows, start.elapsed()))
+}
+
+/// Name of a suite, what it came to, and how long it took.
+type Row = (String, Ended, Duration);
+
+/// Runs suites, so many at once, which share `cpus`.
+fn run_all(suites: Vec<Suite>, cpus: usize, environment: &[(&str, &str)]) -> Result<Vec<Row>> {
+    let at_once = cpus.min(suites.len()).max(1);
+    let queue = Mutex::new(suites.into_iter().enumerate());
+    let work = || -> Result<Vec<(usize, Row)>> {
+        let mut rows = Vec::new();
+        // The lock is released before the suite runs.
+        let next = || queue.lock().ok()?.next();
+        while let Some((number, suite)) = next() {
+            rows.push((number, run_suite(suite, cpus / at_once, environment)?));
         }
-        let start = Instant::now();
-        let ended = match suite.what {
-            What::Run(command) => run_command(command, environment)?,
-            What::Check(check) => {
-                let findings = check()?;
-                let failed = usize::from(!findings.is_empty());
-                Ended { passed: 1 - failed, failed, output: findings.join("\n") }
-            }
-        };
-        let time = start.elapsed();
-        if !std::io::stderr().is_terminal() {
-            eprint!("{:<32}", suite.name);
+        Ok(rows)
+    };
+    let mut rows = thread::scope(|scope| -> Result<Vec<_>> {
+        let workers: Vec<_> = (0..at_once).map(|_| scope.spawn(work)).collect();
+        let mut rows = Vec::new();
+        for worker in workers {
+            rows.extend(worker.join().map_err(|_| anyhow!("a suite's thread panicked"))??);
         }
-        eprintln!("{} {:.1} s", if ended.failed == 0 { "ok    " } else { "FAILED" }, time.as_secs_f32());
-        if ended.failed > 0 {
-            eprintln!("{}", ended.output.trim_end());
-        }
-        rows.push((suite.name, ended, time));
+        Ok(rows)
+    })?;
+    rows.sort_by_key(|(number, _)| *number);
+    Ok(rows.into_iter().map(|(_, row)| row).collect())
+}
+
+/// Runs a suite, of whose tests `threads` may run at once, and says how it ended.
+fn run_suite(suite: Suite, threads: usize, environment: &[(&str, &str)]) -> Result<Row> {
+    // The line is completed when a suite ends; in a log it would stay unfinished for minutes.
+    if std::io::stderr().is_terminal() {
+        eprint!("{:<32}...\r", suite.name);
     }
-    Ok(summary(&rows))
+    let start = Instant::now();
+    let ended = match suite.what {
+        What::Run(command) => run_command(command, environment)?,
+        What::Test(mut command) => {
+            command.args(["--", "--test-threads", &threads.to_string()]);
+            run_command(command, environment)?
+        }
+        What::Check(check) => {
+            let findings = check()?;
+            let failed = usize::from(!findings.is_empty());
+            Ended { passed: 1 - failed, failed, output: findings.join("\n") }
+        }
+    };
+    let time = start.elapsed();
+    let mut said = format!(
+        "{:<32}{} {:.1} s",
+        suite.name,
+        if ended.failed == 0 { "ok    " } else { "FAILED" },
+        time.as_secs_f32()
+    );
+    if ended.failed > 0 {
+        said = format!("{said}\n{}", ended.output.trim_end());
+    }
+    eprintln!("{said}");
+    Ok((suite.name, ended, time))
 }
 
 /// Prints the table and the totals.
-fn summary(rows: &[(String, Ended, Duration)]) -> ExitCode {
+fn summary(rows: &[Row], time: Duration) -> ExitCode {
     println!("\n{:<32} {:>8} {:>8} {:>10}", "suite", "passed", "failed", "seconds");
     for (name, ended, time) in rows {
         println!("{name:<32} {:>8} {:>8} {:>10.1}", ended.passed, ended.failed, time.as_secs_f32());
     }
     let passed: usize = rows.iter().map(|(_, ended, _)| ended.passed).sum();
     let failed: usize = rows.iter().map(|(_, ended, _)| ended.failed).sum();
-    let time: Duration = rows.iter().map(|(_, _, time)| time).sum();
     println!("{:<32} {passed:>8} {failed:>8} {:>10.1}", "total", time.as_secs_f32());
     println!("\n{passed} passed, {failed} failed");
     if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
