@@ -80,6 +80,12 @@ impl Decoders {
         }
     }
 
+    /// The low bits of the pid of a record's thread.
+    #[inline]
+    pub fn thread(&self, record: &[u8]) -> u16 {
+        self.thread.and_then(|thread| thread.read(record)).unwrap_or(0) as u16
+    }
+
     #[inline]
     fn known(&self, number: u8) -> Option<&Known> {
         self.decoders.get(usize::from(number).checked_sub(1)?)

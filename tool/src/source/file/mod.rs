@@ -13,9 +13,10 @@ pub mod trace_dat;
 use crate::analysis::pairing::{Unknown, What};
 use ahead::Ahead;
 use anyhow::{Context, Result};
+use exitregs_common::event::{Event, KvmExit, field_bit};
 use exitregs_common::isa::Isa;
 use input::Input;
-pub use occurrences::Occurrences;
+pub use occurrences::{Occurrences, Share};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::fs::File;
@@ -50,6 +51,11 @@ pub struct Description {
 }
 
 impl Description {
+    /// Whether each exit says at which level it is, or what its thread does next.
+    pub fn tells_levels(&self) -> bool {
+        self.nested_exits || self.unknown.exit & field_bit(KvmExit::FIELDS, "is_nested") == 0
+    }
+
     /// These have been read.
     fn saw(&mut self, batch: &Occurrences) {
         if self.isa.is_none() {

@@ -29,6 +29,8 @@ pub enum Kind {
     Record {
         /// The number of its decoder, from [`Decoders::find`].
         decoder: u8,
+        /// The low bits of the thread's pid.
+        thread: u16,
         /// The process; 0 if unknown.
         tgid: u32,
         /// The block's place among those of whoever has the entry.
@@ -43,6 +45,28 @@ pub enum Kind {
         /// How many events.
         lost: u64,
     },
+}
+
+/// Those occurrences whose threads' pids have this remainder, and all gaps.
+#[derive(Debug, Clone, Copy)]
+pub struct Share {
+    /// Divided by so many, a power of two.
+    pub of: u16,
+    /// The remainder.
+    pub remainder: u16,
+}
+
+impl Share {
+    /// All occurrences.
+    pub const WHOLE: Self = Self { of: 1, remainder: 0 };
+
+    #[inline]
+    fn has(self, entry: &Entry) -> bool {
+        match entry.kind {
+            Kind::Record { thread, .. } => thread & (self.of - 1) == self.remainder,
+            Kind::Gap { .. } => true,
+        }
+    }
 }
 
 /// Occurrences by time.
@@ -73,10 +97,22 @@ impl Occurrences {
         self.len() == 0
     }
 
+    /// Whether they are records, which can be [shared](Self::share) out.
+    pub fn are_records(&self) -> bool {
+        self.decoded.is_empty()
+    }
+
     /// All of them, by time.
     #[inline]
     pub fn iter(&self) -> impl Iterator<Item = Occurrence> {
-        self.decoded.iter().copied().chain(self.entries.iter().filter_map(|entry| self.decode(entry)))
+        self.share(Share::WHOLE)
+    }
+
+    /// A share of them, by time, if they are records; else all.
+    #[inline]
+    pub fn share(&self, share: Share) -> impl Iterator<Item = Occurrence> {
+        let entries = self.entries.iter().filter(move |entry| share.has(entry));
+        self.decoded.iter().copied().chain(entries.filter_map(|entry| self.decode(entry)))
     }
 
     /// `None` never comes of an entry that is what it should be.
@@ -84,7 +120,7 @@ impl Occurrences {
     fn decode(&self, entry: &Entry) -> Option<Occurrence> {
         let time = entry.time;
         match entry.kind {
-            Kind::Record { decoder, tgid, block, start } => {
+            Kind::Record { decoder, tgid, block, start, .. } => {
                 let record = self.blocks.get(block as usize)?.get(start as usize..)?;
                 self.decoders.decode(decoder, record, time, tgid)
             }

@@ -368,9 +368,8 @@ fn files(count: u64) -> Vec<(&'static str, Vec<u8>, Vec<Occurrence>)> {
     ]
 }
 
-/// What a reader of these bytes delivers, and what it found damaged.
-fn read(bytes: &[u8]) -> Result<(Vec<Occurrence>, Vec<Damage>)> {
-    let mut reader: Box<dyn Reader> = if bytes.starts_with(trace_dat::MAGIC) {
+fn reader(bytes: &[u8]) -> Result<Box<dyn Reader>> {
+    Ok(if bytes.starts_with(trace_dat::MAGIC) {
         Box::new(trace_dat::TraceDat::new(Input::from(bytes.to_vec()))?)
     } else if let Some(pipe) =
         bytes.strip_prefix(&[perf_data::MAGIC, &perf_data::PIPE.to_le_bytes()].concat()[..])
@@ -380,7 +379,12 @@ fn read(bytes: &[u8]) -> Result<(Vec<Occurrence>, Vec<Damage>)> {
         Box::new(perf_data::PerfData::file(Input::from(bytes.to_vec()))?)
     } else {
         Box::new(text::Text::new(io::Cursor::new(bytes.to_vec()), 0))
-    };
+    })
+}
+
+/// What a reader of these bytes delivers, and what it found damaged.
+fn read(bytes: &[u8]) -> Result<(Vec<Occurrence>, Vec<Damage>)> {
+    let mut reader = reader(bytes)?;
     let (mut all, mut damage, mut batch) = (Vec::new(), Vec::new(), Occurrences::default());
     // No more rounds than there can be events, and damage.
     for _ in 0..bytes.len() + 3 {
@@ -413,6 +417,25 @@ fn what_was_written_is_read() {
         assert_eq!(found.len(), expected.len(), "{name}");
         for (found, expected) in found.iter().zip(&expected) {
             assert_eq!(found, expected, "{name}");
+        }
+    }
+}
+
+/// Each event is in one share, that of its thread; of what is no record all are in all.
+#[test]
+fn shares_are_by_thread() {
+    for (name, bytes, expected) in files(300) {
+        let (mut reader, mut batch) = (reader(&bytes).unwrap(), Occurrences::default());
+        let mut shares = [Vec::new(), Vec::new()];
+        while reader.read(&mut batch).unwrap() {
+            for (remainder, share) in (0..).zip(&mut shares) {
+                share.extend(batch.share(Share { of: 2, remainder }));
+            }
+        }
+        for (remainder, share) in (0..).zip(shares) {
+            let is_of = |of: &&Occurrence| name == "text" || of.thread % 2 == remainder;
+            let expected: Vec<_> = expected.iter().filter(is_of).copied().collect();
+            assert_eq!(share, expected, "{name}");
         }
     }
 }

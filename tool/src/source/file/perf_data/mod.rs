@@ -313,7 +313,9 @@ fn one(
             let Sample { pid, time, start: raw, .. } = sample;
             let short = || Damage::new(at, "the record of an event is too short");
             if let Some(decoder) = events.decoders.find(sample.raw).ok_or_else(short)? {
-                let kind = Kind::Record { decoder, tgid: pid, block: 0, start: (start + raw) as u32 };
+                let thread = events.decoders.thread(sample.raw);
+                let start = (start + raw) as u32;
+                let kind = Kind::Record { decoder, thread, tgid: pid, block: 0, start };
                 order.push(Entry { time, kind }, block, at);
             }
         }

@@ -180,7 +180,9 @@ impl Cpu {
                 self.common.decoders.find(record).ok_or_else(|| damage(&"a record is too short"))?;
             if let Some(decoder) = decoder {
                 let start = (data_at + events.position() - record.len()) as u32;
-                queue.push(Entry { time: now, kind: Kind::Record { decoder, tgid: 0, block: 0, start } });
+                let thread = self.common.decoders.thread(record);
+                let kind = Kind::Record { decoder, thread, tgid: 0, block: 0, start };
+                queue.push(Entry { time: now, kind });
             }
         }
         self.gap = false;
