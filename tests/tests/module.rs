@@ -234,22 +234,24 @@ fn load_and_unload(boot: &mut Boot) {
         mount -t debugfs none /sys/kernel/debug 2> /dev/null
         [ ! -e {LEAKS} ] || echo clear > {LEAKS}"
     );
-    // It prints what each cycle might leave some of, in KiB, at first and at last.
-    let round = format!(
-        "used() {{ awk '/^(SUnreclaim|VmallocUsed|Percpu):/ {{ sum += $2 }} END {{ print sum }}' /proc/meminfo; }}
-        cd /sys/kernel/tracing
-        for cycle in $(seq {CYCLES}); do
-            insmod {FILE} || exit 1
-            echo 1 > events/exitregs/enable || exit 2
-            until grep -q ' kvm_exit: ' trace; do sleep 0.1; done
-            until grep -q ' kvm_nested_page_fault: ' trace; do sleep 0.1; done
-            [ $((cycle % 3)) = 0 ] || echo 0 > events/exitregs/enable
-            rmmod kvm_exitregs || exit 3
-            [ -e events/exitregs ] && exit 4
-            [ $cycle = 2 ] && used
-        done
-        used"
-    );
+    let cycles = |count: i64| {
+        format!(
+            "cd /sys/kernel/tracing
+            for cycle in $(seq {count}); do
+                insmod {FILE} || exit 1
+                echo 1 > events/exitregs/enable || exit 2
+                until grep -q ' kvm_exit: ' trace; do sleep 0.1; done
+                until grep -q ' kvm_nested_page_fault: ' trace; do sleep 0.1; done
+                [ $((cycle % 3)) = 0 ] || echo 0 > events/exitregs/enable
+                rmmod kvm_exitregs || exit 3
+                [ -e events/exitregs ] && exit 4
+            done
+            true"
+        )
+    };
+    // It prints what each cycle might leave some of, in KiB. KASAN keeps what was freed until its cache is shrunk.
+    let used = "for shrink in /sys/kernel/slab/*/shrink; do echo 1 > $shrink; done
+        awk '/^(SUnreclaim|VmallocUsed|Percpu):/ { sum += $2 } END { print sum }' /proc/meminfo";
     let look = format!(
         "[ ! -e {LEAKS} ] || {{ echo scan > {LEAKS}; sleep 5; echo scan > {LEAKS}; grep -A 20 exitregs {LEAKS}; }}
         true"
@@ -259,25 +261,24 @@ fn load_and_unload(boot: &mut Boot) {
         .run(Process::shell("clear", clear))
         .start(mix)
         .start(faults)
+        .run(Process::shell("begin", cycles(2)))
+        .run(Process::shell("first", used))
         .then(|scenario| {
-            let run = |scenario: Scenario, name: &String| scenario.run(Process::shell(name, round.clone()));
+            let run = |scenario: Scenario, name: &String| scenario.run(Process::shell(name, cycles(CYCLES)));
             rounds.iter().fold(scenario, run)
         })
+        .run(Process::shell("last", used))
         .run(Process::shell("look", look))
         .kill("mix", Signal::SIGKILL)
         .end("mix")
         .kill("page-fault", Signal::SIGKILL)
         .end("page-fault");
     boot.test(scenario, move |played| {
-        let mut used = Vec::new();
-        for round in &rounds {
-            played.succeeded(&[round])?;
-            for line in played.stdout(round)?.lines() {
-                used.push(line.parse::<i64>().with_context(|| format!("{round}: {line}"))?);
-            }
-        }
-        let (first, last) = used.first().zip(used.last()).context("nothing was measured")?;
-        let (grown, cycles) = (last - first, CYCLES * rounds.len() as i64);
+        let names: Vec<_> = rounds.iter().map(String::as_str).collect();
+        played.succeeded(&["begin", "first", "last"])?;
+        played.succeeded(&names)?;
+        let used = |name: &str| -> Result<i64> { Ok(played.stdout(name)?.trim().parse()?) };
+        let (grown, cycles) = (used("last")? - used("first")?, CYCLES * rounds.len() as i64);
         // The guests' own memory comes and goes meanwhile.
         ensure!(grown < 1024 + 4 * cycles, "the kernel's memory has grown by {grown} KiB in {cycles} cycles");
         let leaks = played.stdout("look")?;
