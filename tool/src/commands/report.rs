@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 //! `exitregs report`: what a recording amounts to.
 
+mod events;
 mod input;
 mod progress;
 
