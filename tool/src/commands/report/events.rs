@@ -4,7 +4,7 @@
 use super::input::{Damages, from_first};
 use super::progress::Progress;
 use crate::analysis::batch::{Batch, Builder, Columns};
-use crate::analysis::pairing::{Pairing, What};
+use crate::analysis::pairing::{Pairing, Record, What};
 use crate::analysis::report::{Answer, Question};
 use crate::source::file::{self, Occurrences, Share};
 use anyhow::Result;
@@ -188,12 +188,7 @@ impl Paired {
                 *lost += events.max(1);
             }
             pairing.take(&occurrence);
-            pairing.ended(|record| {
-                if builder.is_full() {
-                    builder.deliver(std::mem::take(lost), &mut take);
-                }
-                builder.push(record);
-            });
+            pairing.ended(|record| push(builder, lost, record, &mut take));
         });
         // What is lost is told in its place.
         if *lost > 0 && !builder.is_empty() {
@@ -204,11 +199,17 @@ impl Paired {
     /// Calls `take` with the exits that are left, also those that have no end.
     fn finish(mut self, mut take: impl FnMut(&Batch)) {
         for record in self.pairing.finish() {
-            if self.builder.is_full() {
-                self.builder.deliver(std::mem::take(&mut self.lost), &mut take);
-            }
-            self.builder.push(&record);
+            push(&mut self.builder, &mut self.lost, &record, &mut take);
         }
         self.builder.deliver(self.lost, take);
     }
+}
+
+/// Adds an exit; if there is no room the batch is delivered before, with what was lost until then.
+#[inline]
+fn push(builder: &mut Builder, lost: &mut u64, record: &Record, take: impl FnOnce(&Batch)) {
+    if builder.is_full() {
+        builder.deliver(std::mem::take(lost), take);
+    }
+    builder.push(record);
 }
