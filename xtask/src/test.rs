@@ -77,11 +77,13 @@ pub fn soak(arguments: &SoakArguments) -> Result<ExitCode> {
 
 /// All suites, in the order in which they run: what fails fastest first.
 fn suites() -> Result<Vec<Suite>> {
-    let cargo = |name: &str, arguments: &[&str]| {
+    let command = |arguments: &[&str]| {
         let mut command = crate::cargo();
         command.args(arguments);
-        Suite { name: name.to_owned(), what: What::Run(command) }
+        command
     };
+    let cargo =
+        |name: &str, arguments: &[&str]| Suite { name: name.to_owned(), what: What::Run(command(arguments)) };
     let mut rustdoc = crate::cargo();
     rustdoc.args(["doc", "--quiet", "--workspace", "--no-deps", "--document-private-items"]);
     rustdoc.env("RUSTDOCFLAGS", "--deny warnings");
@@ -96,10 +98,8 @@ fn suites() -> Result<Vec<Suite>> {
     // Built ahead, for their time to be seen; the tests would build them, too.
     suites.push(Suite { name: "kernels".to_owned(), what: What::Check(build_kernels) });
     for (package, test) in integration_tests()? {
-        let arguments = ["test", "--quiet", "--package", &package, "--test", &test];
-        let mut command = crate::cargo();
-        command.args(arguments);
-        suites.push(Suite { name: format!("{package}/{test}"), what: What::Test(command) });
+        let test_it = command(&["test", "--quiet", "--package", &package, "--test", &test]);
+        suites.push(Suite { name: format!("{package}/{test}"), what: What::Test(test_it) });
     }
     Ok(suites)
 }
