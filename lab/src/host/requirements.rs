@@ -65,8 +65,9 @@ pub const INTEL: [Requirement; 14] = [
 pub const KERNEL_BUILD: [Requirement; 17] = [
     Requirement::new("bc", "bc"),
     Requirement::new("bison", "bison"),
-    // It comes with libclang and the compiler's own headers, which bindgen needs.
-    Requirement::new("clang", "clang"),
+    // It comes with libclang and the compiler's own headers, which bindgen needs; Linux 7.3 wants them newer than those of
+    // Debian's default.
+    Requirement::new("clang-19", "clang-19"),
     Requirement::new("dpkg", "dpkg"),
     Requirement::new("flex", "flex"),
     Requirement::new("gcc", "gcc"),
@@ -84,11 +85,8 @@ pub const KERNEL_BUILD: [Requirement; 17] = [
 ];
 
 /// What building kernels with clang needs beside [`KERNEL_BUILD`].
-pub const KERNEL_CLANG: [Requirement; 3] = [
-    Requirement::new("clang-19", "clang-19"),
-    Requirement::new("ld.lld-19", "lld-19"),
-    Requirement::new("llvm-ar-19", "llvm-19"),
-];
+pub const KERNEL_CLANG: [Requirement; 2] =
+    [Requirement::new("ld.lld-19", "lld-19"), Requirement::new("llvm-ar-19", "llvm-19")];
 
 /// What makes kbuild use the compiler and the tools of [`KERNEL_CLANG`].
 pub const LLVM: &str = "LLVM=-19";
