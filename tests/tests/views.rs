@@ -37,11 +37,11 @@ fn describe(suite: &mut Suite) -> Result<()> {
         at_once(amd, lines);
         // The module's are trace events as the kernel's own are.
         if source != "module" || counts() == Counts::Large {
-            one_by_one(amd, lines);
+            one_by_one(amd, lines, &[&Tool::PERF_RECORD, &Tool::TRACE_CMD, &Tool::TRACEFS]);
         }
         // The kernel attaches no BPF programs to dynamic events.
         if source != "tprobe" {
-            pasted(amd, lines, &Tool::BPFTRACE, &diagonal());
+            one_by_one(amd, lines, &[&Tool::BPFTRACE]);
         }
         let intel = suite::intel(kernel)?.program("perf").program("trace-cmd").file(&module, MODULE);
         let intel = suite.boot(format!("{source}, {kernel} on Intel"), intel);
@@ -49,7 +49,7 @@ fn describe(suite: &mut Suite) -> Result<()> {
         at_once(intel, lines);
         // Its emulator is slow, and these run a guest for each line.
         if counts() == Counts::Large {
-            one_by_one(intel, lines);
+            one_by_one(intel, lines, &[&Tool::PERF_RECORD, &Tool::TRACE_CMD, &Tool::TRACEFS]);
         }
     }
     Ok(())
@@ -267,9 +267,13 @@ fn at_once(boot: &mut Boot, lines: Lines) {
     pasted(boot, lines, &Tool::HIST, &all);
 }
 
-fn one_by_one(boot: &mut Boot, lines: Lines) {
-    for tool in [&Tool::PERF_RECORD, &Tool::TRACE_CMD, &Tool::TRACEFS] {
-        pasted(boot, lines, tool, &diagonal());
+/// Some lines for a tool in one test, so that none takes too long.
+fn one_by_one(boot: &mut Boot, lines: Lines, tools: &[&'static Tool]) {
+    let part = if lines.isa == Isa::Svm { 20 } else { 6 };
+    for tool in tools {
+        for numbers in diagonal().chunks(part) {
+            pasted(boot, lines, tool, numbers);
+        }
     }
 }
 
@@ -298,7 +302,7 @@ fn pasted(boot: &mut Boot, lines: Lines, tool: &'static Tool, numbers: &[usize])
          true"
     );
     let paste = Process::shell("paste", paste);
-    let scenario = Scenario::new(format!("lines for {name}"))
+    let scenario = Scenario::new(format!("lines for {name}, {} of them from {}", numbers.len(), numbers[0]))
         .run(Process::shell("make", lines.make()))
         .run(exitregs("lines", ["views", "--tool", name]))
         .then(while_running(vec![trace("trace", &["--source", source])], |scenario| scenario.run(paste)))
