@@ -371,12 +371,11 @@ impl Pairing {
                 }
             }
             What::Entry(entry) => {
-                let (mut entry, mut unknown) = (*entry, unknown);
-                if unknown & ENTRY_IS_NESTED != 0 && self.nested_exits {
-                    entry.is_nested = vcpu.enters_l2.into();
-                    unknown &= !ENTRY_IS_NESTED;
-                }
-                vcpu.entry(time, &entry, unknown, &self.gaps, records);
+                let (is_nested, unknown) = match unknown & ENTRY_IS_NESTED != 0 && self.nested_exits {
+                    true => (vcpu.enters_l2, unknown & !ENTRY_IS_NESTED),
+                    false => (entry.is_nested != 0, unknown),
+                };
+                vcpu.entry(time, entry, is_nested, unknown, &self.gaps, records);
             }
             What::NestedPageFault(event) => {
                 let nested_state = vcpu.l2(time, &self.gaps).unwrap_or(0);
@@ -556,9 +555,17 @@ impl Vcpu {
         same.or_else(|| places.min_by_key(|place| of(place).map(|exit| exit.exit_time))).unwrap_or(L1 + 1)
     }
 
-    fn entry(&mut self, time: u64, entry: &KvmEntry, unknown: u32, gaps: &Gaps, records: &mut Vec<Record>) {
+    /// An entry, to L2 if `nested`; of its fields these are unknown.
+    fn entry(
+        &mut self,
+        time: u64,
+        entry: &KvmEntry,
+        nested: bool,
+        unknown: u32,
+        gaps: &Gaps,
+        records: &mut Vec<Record>,
+    ) {
         let injected = self.injected.take();
-        let nested = entry.is_nested != 0;
         let last = self.last.take();
         let ended = match last {
             // Nothing of L1 ran since: the L2 that is entered is the one that left.
@@ -582,6 +589,7 @@ impl Vcpu {
             if gaps.none_in(exit.exit_time, time) {
                 let results = if last == Some(place) { self.results } else { Operands::default() };
                 end(exit, time, entry, unknown, injected, &results);
+                exit.entry.is_nested = nested.into();
             }
             records.push(Record::Exit(*exit));
             *open = None;
