@@ -153,19 +153,36 @@ pub(in crate::source) fn find(fields: &[(String, Place)], name: &str) -> Option<
 /// No event has more fields.
 const MAX_FIELDS: usize = 16;
 
-/// How a field is taken out of a record: the eight bytes from `offset`, shifted and masked, whatever its size.
+/// How a number is taken out of a record: the eight bytes from `offset`, shifted and masked, whatever its size.
 #[derive(Debug, Clone, Copy, Default)]
-struct Column {
+pub(in crate::source) struct Column {
     offset: usize,
     shift: u32,
-    /// 0 if records do not have the field.
     mask: u64,
+}
+
+impl Column {
+    /// Of a number at this place in records of at least so many bytes, eight or more; `None` if it is not in those.
+    pub(in crate::source) fn new(Place { offset, size }: Place, length: usize) -> Option<Self> {
+        let window = offset.min(length.checked_sub(size_of::<u64>())?);
+        let is_within = NUMBERS.contains(&size) && offset - window + size <= size_of::<u64>();
+        let mask = u64::MAX >> (64 - 8 * size.clamp(1, 8));
+        is_within.then(|| Self { offset: window, shift: 8 * (offset - window) as u32, mask })
+    }
+
+    /// The number, zero-extended, of a record that is not shorter than that.
+    #[inline]
+    pub(in crate::source) fn read(self, record: &[u8]) -> u64 {
+        let window = record[self.offset..].first_chunk().copied().unwrap_or_default();
+        u64::from_ne_bytes(window) >> self.shift & self.mask
+    }
 }
 
 /// Where the fields of `E` lie in records.
 #[derive(Debug, Clone)]
 pub struct Layout<E> {
-    columns: [Column; MAX_FIELDS],
+    /// Those that there are: which in `E::FIELDS`, and where.
+    columns: Vec<(usize, Column)>,
     absent: u32,
     /// Bytes that a record has at least.
     length: usize,
@@ -207,7 +224,7 @@ impl<E: Event> Layout<E> {
         let places: Vec<_> = E::FIELDS.iter().map(|field| format.place(field.name)).collect();
         let end = |place: &Place| place.offset.checked_add(place.size);
         let mut layout =
-            Self { columns: Default::default(), absent: 0, length: size_of::<u64>(), event: PhantomData };
+            Self { columns: Vec::new(), absent: 0, length: size_of::<u64>(), event: PhantomData };
         for (field, place) in E::FIELDS.iter().zip(&places) {
             if let Some(place) = place {
                 // A 32-bit kernel's `long` is shorter.
@@ -219,13 +236,10 @@ impl<E: Event> Layout<E> {
             }
         }
         for (index, place) in places.into_iter().enumerate() {
-            let Some(Place { offset, size }) = place else {
-                layout.absent |= 1 << index;
-                continue;
-            };
-            let window = offset.min(layout.length - size_of::<u64>());
-            let (shift, mask) = (8 * (offset - window) as u32, u64::MAX >> (64 - 8 * size));
-            layout.columns[index] = Column { offset: window, shift, mask };
+            match place.and_then(|place| Column::new(place, layout.length)) {
+                Some(column) => layout.columns.push((index, column)),
+                None => layout.absent |= 1 << index,
+            }
         }
         Ok(layout)
     }
@@ -236,14 +250,14 @@ impl<E: Event> Layout<E> {
     }
 
     /// The fields of a record; absent ones are 0. `None` if the record is too short.
-    #[inline]
+    #[inline(always)]
     pub fn decode(&self, record: &[u8]) -> Option<E> {
         let record = record.get(..self.length)?;
-        Some(E::from_values(|index| {
-            let Column { offset, shift, mask } = self.columns[index % MAX_FIELDS];
-            let window = record[offset..].first_chunk().copied().unwrap_or_default();
-            u64::from_ne_bytes(window) >> shift & mask
-        }))
+        let mut values = [0; MAX_FIELDS];
+        for (index, column) in &self.columns {
+            values[index % MAX_FIELDS] = column.read(record);
+        }
+        Some(E::from_values(|index| values[index % MAX_FIELDS]))
     }
 }
 

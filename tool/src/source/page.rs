@@ -117,8 +117,9 @@ impl<'a> Events<'a> {
         self.position
     }
 
+    #[inline]
     fn word(&self, at: usize) -> Option<u32> {
-        Place { offset: at, size: 4 }.read(self.data).map(|word| word as u32)
+        self.data.get(at..)?.first_chunk().map(|word| u32::from_ne_bytes(*word))
     }
 
     /// Steps over one header and its data, which is returned if it is a record's.

@@ -92,6 +92,7 @@ impl Events {
         damages: &mut Damages,
         mut take: impl FnMut(&Batch),
     ) {
+        file::read_ahead(&mut self.reader);
         let mut paired = self.paired(columns, Share::WHOLE);
         let mut occurrences = Occurrences::default();
         while let Some(read) = self.next(occurrences, path, progress, damages) {

@@ -17,8 +17,8 @@ struct Read {
     description: Option<Box<Description>>,
 }
 
-/// Reads ahead.
-pub struct Ahead {
+/// What a thread reads ahead.
+struct Ahead {
     reads: Receiver<Read>,
     /// Where batches that were looked at go, to be filled again.
     used: Sender<Occurrences>,
@@ -26,15 +26,14 @@ pub struct Ahead {
     progress: (u64, u64),
 }
 
-impl Ahead {
-    /// Starts to read.
-    pub fn new(reader: Box<dyn Reader>) -> Self {
-        let (description, progress) = (reader.description().clone(), reader.progress());
-        let (sender, reads) = sync_channel(AHEAD);
-        let (used, free) = channel();
-        thread::spawn(move || read(reader, &sender, &free));
-        Self { reads, used, description, progress }
-    }
+/// From now on another thread reads ahead.
+pub fn read_ahead(reader: &mut Box<dyn Reader>) {
+    let (description, progress) = (reader.description().clone(), reader.progress());
+    let (sender, reads) = sync_channel(AHEAD);
+    let (used, free) = channel();
+    let ahead = Ahead { reads, used, description, progress };
+    let reader = std::mem::replace(reader, Box::new(ahead));
+    thread::spawn(move || read(reader, &sender, &free));
 }
 
 /// Reads until the end, or until nobody listens any more.

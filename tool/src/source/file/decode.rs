@@ -4,8 +4,9 @@
 use super::Description;
 use crate::analysis::pairing::Occurrence;
 use crate::source::decode::Decoder;
-use crate::source::format::{Format, Place};
-use exitregs_common::event::GROUP;
+use crate::source::format::{Column, Format};
+use exitregs_common::event::{GROUP, HEADER_SIZE};
+use std::num::NonZero;
 
 /// The systems whose events are read: where a file has the same event of both, only that of the first, which has
 /// registers.
@@ -15,10 +16,11 @@ pub const SYSTEMS: [&str; 2] = [GROUP, "kvm"];
 #[derive(Debug, Default)]
 pub struct Decoders {
     decoders: Vec<Known>,
-    /// By `common_type`: the number of its decoder, from 1.
-    numbers: Vec<u8>,
-    kind: Option<Place>,
-    thread: Option<Place>,
+    /// By `common_type`.
+    kinds: Vec<Kind>,
+    /// Where in a header, if there is a decoder.
+    kind: Column,
+    thread: Column,
 }
 
 #[derive(Debug)]
@@ -26,8 +28,24 @@ struct Known {
     decoder: Decoder,
     /// What the event does not tell.
     unknown: u32,
-    /// Bytes of its records.
+}
+
+/// How records of a type are read.
+#[derive(Debug, Clone, Copy, Default)]
+struct Kind {
+    /// The number of the decoder, if they are.
+    decoder: Option<NonZero<u8>>,
+    /// Bytes that a record has at least.
     length: usize,
+}
+
+/// A record that can be read.
+#[derive(Debug, Clone, Copy)]
+pub struct Found {
+    /// The number of its decoder, from 1.
+    pub decoder: NonZero<u8>,
+    /// The low bits of the pid of its thread.
+    pub thread: u16,
 }
 
 impl Decoders {
@@ -47,9 +65,9 @@ impl Decoders {
         }
         let mut decoders = Self::default();
         for (rank, format, decoder) in found {
-            let number = |name| format.number(name).ok().flatten();
-            decoders.kind = decoders.kind.or(number("common_type"));
-            decoders.thread = decoders.thread.or(number("common_pid"));
+            let header = |name| Column::new(format.place(name)?, HEADER_SIZE);
+            let Some((kind, thread)) = header("common_type").zip(header("common_pid")) else { continue };
+            (decoders.kind, decoders.thread) = (kind, thread);
             let unknown = decoder.absent();
             match &decoder {
                 Decoder::Exit(_) => description.unknown.exit = unknown,
@@ -59,44 +77,41 @@ impl Decoders {
                 _ => {}
             }
             description.events.push(format!("{}:{}", SYSTEMS[rank], format.name));
-            decoders.decoders.push(Known { decoder, unknown, length: format.length() });
+            decoders.decoders.push(Known { decoder, unknown });
             let id = usize::from(format.id);
-            if decoders.numbers.len() <= id {
-                decoders.numbers.resize(id + 1, 0);
+            if decoders.kinds.len() <= id {
+                decoders.kinds.resize(id + 1, Kind::default());
             }
-            decoders.numbers[id] = decoders.decoders.len() as u8;
+            let length = format.length().max(HEADER_SIZE);
+            decoders.kinds[id] = Kind { decoder: NonZero::new(decoders.decoders.len() as u8), length };
         }
         decoders
     }
 
-    /// The number of a record's decoder. `Some(None)`: the event is not read. `None`: the record is too short for what it is.
+    /// How a record is read. `Some(None)`: the event is not read. `None`: the record is too short for what it is.
     #[inline]
-    pub fn find(&self, record: &[u8]) -> Option<Option<u8>> {
-        let kind = self.kind.and_then(|kind| kind.read(record));
-        let number = kind.and_then(|kind| self.numbers.get(kind as usize)).copied();
-        match number.and_then(|number| self.known(number)) {
-            Some(known) => (record.len() >= known.length).then_some(number),
-            None => Some(None),
+    pub fn find(&self, record: &[u8]) -> Option<Option<Found>> {
+        let header = record.get(..HEADER_SIZE)?;
+        match self.kinds.get(self.kind.read(header) as usize) {
+            Some(Kind { decoder: Some(decoder), length }) => {
+                let thread = self.thread.read(header) as u16;
+                (record.len() >= *length).then_some(Some(Found { decoder: *decoder, thread }))
+            }
+            _ => Some(None),
         }
     }
 
-    /// The low bits of the pid of a record's thread.
     #[inline]
-    pub fn thread(&self, record: &[u8]) -> u16 {
-        self.thread.and_then(|thread| thread.read(record)).unwrap_or(0) as u16
-    }
-
-    #[inline]
-    fn known(&self, number: u8) -> Option<&Known> {
-        self.decoders.get(usize::from(number).checked_sub(1)?)
+    fn known(&self, number: NonZero<u8>) -> Option<&Known> {
+        self.decoders.get(usize::from(number.get()) - 1)
     }
 
     /// What a record says, by the decoder of that number; the process `tgid` is 0 if it is unknown. `None` if the decoder
     /// was not [found](Self::find) for it.
-    #[inline]
-    pub fn decode(&self, number: u8, record: &[u8], time: u64, tgid: u32) -> Option<Occurrence> {
-        let Known { decoder, unknown, .. } = self.known(number)?;
-        let thread = self.thread?.read(record)? as u32;
+    #[inline(always)]
+    pub fn decode(&self, number: NonZero<u8>, record: &[u8], time: u64, tgid: u32) -> Option<Occurrence> {
+        let Known { decoder, unknown } = self.known(number)?;
+        let thread = self.thread.read(record.get(..HEADER_SIZE)?) as u32;
         Some(Occurrence { time, thread, tgid, unknown: *unknown, what: decoder.decode(record)? })
     }
 

@@ -90,6 +90,20 @@ impl Input {
     }
 }
 
+/// Reads until `bytes` is full or there is no more; returns how many bytes there were, also of those before an error.
+pub fn fill(input: &mut impl Read, bytes: &mut [u8]) -> (usize, io::Result<()>) {
+    let mut done = 0;
+    while done < bytes.len() {
+        match input.read(&mut bytes[done..]) {
+            Ok(0) => break,
+            Ok(length) => done += length,
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) => return (done, Err(error)),
+        }
+    }
+    (done, Ok(()))
+}
+
 /// Takes bytes apart from the first to the last; `None` past the end. Numbers are little-endian, as x86's.
 #[derive(Debug, Clone)]
 pub struct Bytes<'a> {

@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: MIT
 //! Several CPUs' events as one stream by time.
 
-use super::occurrences::{BATCH, Block, Entry, Kind};
+use super::blocks::Block;
+use super::entry::Entry;
+use super::occurrences::BATCH;
 use super::{Damage, Occurrences};
 
 /// One CPU's events, which come by time.
@@ -80,7 +82,7 @@ impl<S: Source> Merge<S> {
             let Cpu { source, queue, next, place, .. } = &mut self.cpus[index];
             for entry in queue[*next..].iter().take_while(|entry| entry.time <= until) {
                 let mut entry = *entry;
-                if let Kind::Record { block, .. } = &mut entry.kind {
+                if let Some(block) = entry.block() {
                     *block = batch.place(source.block(), place);
                 }
                 batch.push_entry(entry);

@@ -2,7 +2,9 @@
 //! Files that other tools have written, and streams of the same formats: what happened, by time.
 
 mod ahead;
+mod blocks;
 mod decode;
+mod entry;
 mod input;
 mod merge;
 mod occurrences;
@@ -11,7 +13,7 @@ pub mod text;
 pub mod trace_dat;
 
 use crate::analysis::pairing::{Unknown, What};
-use ahead::Ahead;
+pub use ahead::read_ahead;
 use anyhow::{Context, Result};
 use exitregs_common::event::{Event, KvmExit, field_bit};
 use exitregs_common::isa::Isa;
@@ -107,7 +109,7 @@ pub trait Reader: Send {
     fn progress(&self) -> (u64, u64);
 }
 
-/// Opens a file, or stdin for `-`; its format is what its first bytes say. It is read ahead, by another thread.
+/// Opens a file, or stdin for `-`; its format is what its first bytes say.
 ///
 /// # Errors
 /// It cannot be read, or is in no format that there is a reader for.
@@ -119,8 +121,7 @@ pub fn open(path: &Path) -> Result<Box<dyn Reader>> {
     } else {
         File::open(path).with_context(|| format!("cannot open {name}"))?
     };
-    let reader = of(file).with_context(|| format!("cannot read {name}"))?;
-    Ok(Box::new(Ahead::new(reader)))
+    of(file).with_context(|| format!("cannot read {name}"))
 }
 
 /// The reader of a file, or of a pipe.
@@ -129,13 +130,8 @@ pub fn open(path: &Path) -> Result<Box<dyn Reader>> {
 /// As [`open`].
 pub fn of(mut file: File) -> Result<Box<dyn Reader>> {
     let mut begin = [0; 16];
-    let mut length = 0;
-    while length < begin.len() {
-        match file.read(&mut begin[length..])? {
-            0 => break,
-            more => length += more,
-        }
-    }
+    let (length, outcome) = input::fill(&mut file, &mut begin);
+    outcome?;
     let begin = &begin[..length];
     let is_file = file.metadata()?.is_file();
     if begin.starts_with(trace_dat::MAGIC) {

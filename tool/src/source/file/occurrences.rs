@@ -3,49 +3,14 @@
 //! them and the one that reads the file does not. Records stay where they were read, and nothing larger than an [`Entry`] is
 //! sorted or merged.
 
+use super::blocks::Block;
 use super::decode::Decoders;
+use super::entry::{Entry, Kind};
 use crate::analysis::pairing::{Occurrence, What};
 use std::sync::Arc;
 
-/// Bytes of a file, shared by those whose records are in them.
-pub type Block = Arc<Vec<u8>>;
-
 /// Entries that are delivered at once, about.
 pub const BATCH: usize = 4096;
-
-/// A record, or a gap.
-#[derive(Debug, Clone, Copy)]
-pub struct Entry {
-    /// Nanoseconds.
-    pub time: u64,
-    /// Which of the two.
-    pub kind: Kind,
-}
-
-/// What an [`Entry`] is.
-#[derive(Debug, Clone, Copy)]
-pub enum Kind {
-    /// A record that is as long as its decoder wants.
-    Record {
-        /// The number of its decoder, from [`Decoders::find`].
-        decoder: u8,
-        /// The low bits of the thread's pid.
-        thread: u16,
-        /// The process; 0 if unknown.
-        tgid: u32,
-        /// The block's place among those of whoever has the entry.
-        block: u32,
-        /// Where in the block the record begins.
-        start: u32,
-    },
-    /// A [`Gap`](What::Gap).
-    Gap {
-        /// To this time.
-        until: u64,
-        /// How many events.
-        lost: u64,
-    },
-}
 
 /// Those occurrences whose threads' pids have this remainder, and all gaps.
 #[derive(Debug, Clone, Copy)]
@@ -62,10 +27,7 @@ impl Share {
 
     #[inline]
     fn has(self, entry: &Entry) -> bool {
-        match entry.kind {
-            Kind::Record { thread, .. } => thread & (self.of - 1) == self.remainder,
-            Kind::Gap { .. } => true,
-        }
+        entry.thread().is_none_or(|thread| thread & (self.of - 1) == self.remainder)
     }
 }
 
@@ -116,17 +78,21 @@ impl Occurrences {
     }
 
     /// `None` never comes of an entry that is what it should be.
-    #[inline]
+    #[inline(always)]
     fn decode(&self, entry: &Entry) -> Option<Occurrence> {
         let time = entry.time;
-        match entry.kind {
-            Kind::Record { decoder, tgid, block, start, .. } => {
+        match entry.kind() {
+            Kind::Record { decoder, tgid, block, start } => {
                 let record = self.blocks.get(block as usize)?.get(start as usize..)?;
                 self.decoders.decode(decoder, record, time, tgid)
             }
-            Kind::Gap { until, lost } => {
-                Some(Occurrence { time, thread: 0, tgid: 0, unknown: 0, what: What::Gap { until, lost } })
-            }
+            Kind::Gap { until, lost } => Some(Occurrence {
+                time,
+                thread: 0,
+                tgid: 0,
+                unknown: 0,
+                what: What::Gap { until, lost: lost.into() },
+            }),
         }
     }
 
@@ -157,33 +123,5 @@ impl Occurrences {
         if !Arc::ptr_eq(&self.decoders, decoders) {
             self.decoders = Arc::clone(decoders);
         }
-    }
-}
-
-/// Memory for blocks, used again when nobody has the block any more.
-#[derive(Debug, Default)]
-pub struct Blocks {
-    shared: Vec<Block>,
-}
-
-impl Blocks {
-    /// Bytes to be overwritten, so many or more.
-    pub fn unused(&mut self, least: usize) -> Vec<u8> {
-        let unused = self.shared.iter().position(|block| Arc::strong_count(block) == 1);
-        match unused.map(|place| Arc::try_unwrap(self.shared.swap_remove(place))) {
-            Some(Ok(mut bytes)) => {
-                bytes.resize(bytes.len().max(least), 0);
-                bytes
-            }
-            // The system's zeros, which are there once the memory is written to.
-            _ => vec![0; least],
-        }
-    }
-
-    /// A block of these bytes.
-    pub fn share(&mut self, bytes: Vec<u8>) -> Block {
-        let block = Arc::new(bytes);
-        self.shared.push(Arc::clone(&block));
-        block
     }
 }

@@ -9,9 +9,11 @@ mod order;
 mod sample;
 mod stream;
 
+use super::blocks::Block;
 use super::decode::Decoders;
+use super::entry::Entry;
 use super::input::{Bytes, Input, LONGEST};
-use super::occurrences::{BATCH, Block, Entry, Kind};
+use super::occurrences::BATCH;
 use super::trace_dat::TracingData;
 use super::{Damage, Description, Occurrences, Reader};
 use ahash::RandomState;
@@ -21,7 +23,7 @@ use sample::{Attr, Sample};
 use std::collections::HashMap;
 use std::io::Read;
 use std::sync::Arc;
-use stream::{Origin, Record, Section, Stream};
+use stream::{Record, Section, Stream};
 
 /// The first bytes of every `perf.data` of a little-endian machine.
 pub const MAGIC: &[u8] = b"PERFILE2";
@@ -74,6 +76,9 @@ struct Events {
 impl Events {
     /// Takes an attribute and its ids.
     fn add(&mut self, attr: Attr, ids: Bytes) {
+        if attr.is_dummy {
+            return;
+        }
         let mut ids = ids;
         while let Some(id) = ids.u64() {
             self.of_id.insert(id, attr);
@@ -150,14 +155,14 @@ impl PerfData {
             !events.decoders.is_empty(),
             "it has no events of KVM's: record them with perf record -e 'kvm:*' or perf kvm stat record"
         );
-        let stream = Stream::new(Origin::Section(Section { input, at: data, end }), data);
+        let stream = Stream::new(Section { input, at: data, end }, data);
         Ok(Self::new(description, stream, events, end - data.min(end)))
     }
 
     /// A pipe's, in a file or a pipe, of which the first [`PIPE`] bytes have been read.
     pub fn pipe(pipe: impl Read + Send + 'static, length: u64) -> Self {
         let description = Description { format: "perf.data of a pipe".to_owned(), ..Description::default() };
-        Self::new(description, Stream::new(Origin::Pipe(Box::new(pipe)), PIPE), Events::default(), length)
+        Self::new(description, Stream::new(pipe, PIPE), Events::default(), length)
     }
 
     fn new(description: Description, stream: Stream, events: Events, total: u64) -> Self {
@@ -312,11 +317,8 @@ fn one(
             let Some(sample) = events.sample(body).ok_or_else(nonsense)? else { return Ok(()) };
             let Sample { pid, time, start: raw, .. } = sample;
             let short = || Damage::new(at, "the record of an event is too short");
-            if let Some(decoder) = events.decoders.find(sample.raw).ok_or_else(short)? {
-                let thread = events.decoders.thread(sample.raw);
-                let start = (start + raw) as u32;
-                let kind = Kind::Record { decoder, thread, tgid: pid, block: 0, start };
-                order.push(Entry { time, kind }, block, at);
+            if let Some(found) = events.decoders.find(sample.raw).ok_or_else(short)? {
+                order.push(Entry::record(time, found, pid, (start + raw) as u32), block, at);
             }
         }
         record::FINISHED_ROUND => order.round(at),

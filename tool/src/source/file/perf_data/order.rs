@@ -2,7 +2,9 @@
 //! Puts events in order. perf writes one ring buffer after the other, in rounds: what comes after a round's end is later
 //! than what was written before the round began.
 
-use super::super::occurrences::{BATCH, Block, Entry, Kind};
+use super::super::blocks::Block;
+use super::super::entry::Entry;
+use super::super::occurrences::BATCH;
 use super::super::{Damage, Occurrences};
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -57,7 +59,7 @@ impl Order {
         if !self.blocks.last().is_some_and(|last| Arc::ptr_eq(&last.block, of)) {
             self.blocks.push(Held { block: Arc::clone(of), place: 0 });
         }
-        if let Kind::Record { block, .. } = &mut entry.kind {
+        if let Some(block) = entry.block() {
             *block = self.blocks.len() as u32 - 1;
         }
         self.wait(entry, offset);
@@ -65,7 +67,7 @@ impl Order {
 
     /// Between these times events were lost.
     pub fn gap(&mut self, time: u64, until: u64, lost: u64, offset: u64) {
-        self.wait(Entry { time, kind: Kind::Gap { until, lost } }, offset);
+        self.wait(Entry::gap(time, until, lost), offset);
     }
 
     #[inline]
@@ -119,7 +121,7 @@ impl Order {
         let given = ready.len().min(BATCH.saturating_sub(batch.len()));
         for entry in &ready[..given] {
             let mut entry = *entry;
-            if let Kind::Record { block, .. } = &mut entry.kind {
+            if let Some(block) = entry.block() {
                 let held = &mut self.blocks[*block as usize];
                 *block = batch.place(&held.block, &mut held.place);
             }
@@ -136,9 +138,9 @@ impl Order {
         self.waiting.drain(..self.given);
         self.ready -= std::mem::take(&mut self.given);
         let mut places = vec![None; self.blocks.len()];
-        for entry in &self.waiting {
-            if let Kind::Record { block, .. } = entry.kind {
-                places[block as usize] = Some(0);
+        for entry in &mut self.waiting {
+            if let Some(block) = entry.block() {
+                places[*block as usize] = Some(0);
             }
         }
         for (place, kept) in places.iter_mut().flatten().zip(0..) {
@@ -147,7 +149,7 @@ impl Order {
         let mut place = places.iter();
         self.blocks.retain(|_| place.next().is_some_and(Option::is_some));
         for entry in &mut self.waiting {
-            if let Kind::Record { block, .. } = &mut entry.kind {
+            if let Some(block) = entry.block() {
                 *block = places[*block as usize].unwrap_or(0);
             }
         }

@@ -19,12 +19,16 @@ const RAW: u64 = 1 << 10;
 const IDENTIFIER: u64 = 1 << 16;
 /// In the flags of `perf_event_attr`.
 const SAMPLE_ID_ALL: u64 = 1 << 18;
+/// `PERF_TYPE_SOFTWARE` and `PERF_COUNT_SW_DUMMY`: perf opens such an event for what is no sample.
+const DUMMY: (u32, u64) = (1, 9);
 
 /// The parts of `perf_event_attr` that are read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Attr {
     sample_type: u64,
     sample_id_all: bool,
+    /// There are no samples of it.
+    pub is_dummy: bool,
     /// Bytes of what stands in a sample before the thread.
     before_thread: u64,
     /// Bytes of what stands between the time and the call chain or, if there is none, the trace event's record.
@@ -52,12 +56,14 @@ impl Attr {
 
     /// Reads a `struct perf_event_attr`.
     pub fn parse(attr: &[u8]) -> Option<Self> {
-        let mut bytes = Bytes { rest: attr.get(24..)? };
+        let mut bytes = Bytes { rest: attr };
+        let (kind, _size, config, _period) = (bytes.u32()?, bytes.u32()?, bytes.u64()?, bytes.u64()?);
         let (sample_type, _read_format, flags) = (bytes.u64()?, bytes.u64()?, bytes.u64()?);
         let size = |parts: u64| 8 * u64::from((sample_type & parts).count_ones());
         Some(Self {
             sample_type,
             sample_id_all: flags & SAMPLE_ID_ALL != 0,
+            is_dummy: (kind, config) == DUMMY,
             before_thread: size(IDENTIFIER | IP),
             behind_time: size(ADDR | ID | STREAM_ID | CPU | PERIOD),
         })

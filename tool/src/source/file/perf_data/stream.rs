@@ -2,13 +2,12 @@
 //! Records one after the other, from a part of a file or from a pipe.
 
 use super::super::Damage;
+use super::super::blocks::{Block, ReadAhead};
 use super::super::input::Input;
-use super::super::occurrences::{Block, Blocks};
-use std::fmt;
 use std::io::{self, Read};
 
-/// Bytes that are read at once; no record is longer than 64 KiB.
-const BLOCK: usize = 256 << 10;
+/// Bytes that are passed over at once.
+const SKIPPED: u64 = 256 << 10;
 /// Bytes of a record's header: type, misc, size.
 const HEADER: usize = 8;
 
@@ -33,23 +32,6 @@ impl Read for Section {
     }
 }
 
-/// Where bytes come from.
-pub enum Origin {
-    /// A file.
-    Section(Section),
-    /// A pipe.
-    Pipe(Box<dyn Read + Send>),
-}
-
-impl Read for Origin {
-    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
-        match self {
-            Self::Section(section) => section.read(bytes),
-            Self::Pipe(pipe) => pipe.read(bytes),
-        }
-    }
-}
-
 /// A record.
 #[derive(Debug, Clone, Copy)]
 pub struct Record<'a> {
@@ -64,9 +46,9 @@ pub struct Record<'a> {
 }
 
 /// Records.
+#[derive(Debug)]
 pub struct Stream {
-    origin: Origin,
-    blocks: Blocks,
+    input: ReadAhead,
     block: Block,
     /// What of the block has not been taken.
     start: usize,
@@ -75,16 +57,10 @@ pub struct Stream {
     ended: bool,
 }
 
-impl fmt::Debug for Stream {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Stream").field("offset", &self.offset).finish_non_exhaustive()
-    }
-}
-
 impl Stream {
-    /// Those of `origin`, whose first byte is at `offset` of the file.
-    pub fn new(origin: Origin, offset: u64) -> Self {
-        Self { origin, blocks: Blocks::default(), block: Block::default(), start: 0, offset, ended: false }
+    /// Those of `input`, whose first byte is at `offset` of the file.
+    pub fn new(input: impl Read + Send + 'static, offset: u64) -> Self {
+        Self { input: ReadAhead::new(input), block: Block::default(), start: 0, offset, ended: false }
     }
 
     /// Offset of the next record.
@@ -104,33 +80,12 @@ impl Stream {
     /// Goes on with another block, which begins with what of this one has not been taken, and has at least `length` bytes
     /// unless there are no more.
     fn fill(&mut self, length: usize) -> Result<(), Damage> {
-        let rest = &self.block[self.start..];
-        let mut filled = rest.len();
-        let mut bytes = self.blocks.unused(BLOCK.max(filled));
-        bytes[..filled].copy_from_slice(rest);
-        let outcome = loop {
-            if filled == bytes.len() {
-                if filled >= length {
-                    break Ok(());
-                }
-                bytes.resize(filled + BLOCK, 0);
-            }
-            match self.origin.read(&mut bytes[filled..]) {
-                Ok(0) => {
-                    self.ended = true;
-                    break Ok(());
-                }
-                Ok(read) => filled += read,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => {
-                    self.ended = true;
-                    break Err(Damage::new(self.offset, format!("cannot read: {error}")));
-                }
-            }
-        };
-        bytes.truncate(filled);
-        (self.block, self.start) = (self.blocks.share(bytes), 0);
-        outcome
+        let mut outcome = Ok(());
+        while self.block.len() - self.start < length && !self.ended {
+            (self.block, self.start, outcome) = self.input.next(&self.block[self.start..]);
+            self.ended = self.input.has_ended();
+        }
+        outcome.map_err(|error| Damage::new(self.offset, format!("cannot read: {error}")))
     }
 
     /// The next record; `None` at the end.
@@ -185,7 +140,7 @@ impl Stream {
     /// There are not so many.
     pub fn skip(&mut self, mut length: u64) -> Result<(), Damage> {
         while length > 0 {
-            let part = length.min(BLOCK as u64);
+            let part = length.min(SKIPPED);
             self.bytes(part as usize)?;
             length -= part;
         }

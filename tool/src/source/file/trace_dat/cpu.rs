@@ -2,10 +2,11 @@
 //! One CPU's pages of a `trace.dat`.
 
 use super::super::Damage;
+use super::super::blocks::{Block, Blocks};
 use super::super::decode::Decoders;
+use super::super::entry::Entry;
 use super::super::input::{Bytes, Input, LONGEST};
 use super::super::merge::Source;
-use super::super::occurrences::{Block, Blocks, Entry, Kind};
 use super::compression::Compression;
 use super::header::{CpuData, Scale};
 use crate::source::page::{Page, PageFormat};
@@ -165,8 +166,7 @@ impl Cpu {
             return Err(damage(&"it is earlier than the page before"));
         }
         if page.lost.is_some() || gap {
-            let kind = Kind::Gap { until: start, lost: page.lost.unwrap_or(0) };
-            queue.push(Entry { time: self.last, kind });
+            queue.push(Entry::gap(self.last, start, page.lost.unwrap_or(0)));
         }
         let mut events = page.events();
         while let Some(event) = events.next() {
@@ -176,13 +176,10 @@ impl Cpu {
                 return Err(damage(&"its time goes back"));
             }
             self.last = now;
-            let decoder =
-                self.common.decoders.find(record).ok_or_else(|| damage(&"a record is too short"))?;
-            if let Some(decoder) = decoder {
-                let start = (data_at + events.position() - record.len()) as u32;
-                let thread = self.common.decoders.thread(record);
-                let kind = Kind::Record { decoder, thread, tgid: 0, block: 0, start };
-                queue.push(Entry { time: now, kind });
+            let found = self.common.decoders.find(record).ok_or_else(|| damage(&"a record is too short"))?;
+            if let Some(found) = found {
+                let start = data_at + events.position() - record.len();
+                queue.push(Entry::record(now, found, 0, start as u32));
             }
         }
         self.gap = false;
