@@ -421,6 +421,33 @@ fn what_was_written_is_read() {
     }
 }
 
+/// Blocks of text that several threads parse come in their order, and so does what is wrong with lines.
+#[test]
+fn long_text_is_read_in_order() {
+    let (occurrences, _) = events(10_000);
+    let (mut bytes, mut expected, mut nonsense) = (Vec::new(), Vec::new(), Vec::new());
+    for (number, occurrence) in occurrences.iter().enumerate() {
+        match number % 1000 {
+            300 => {
+                nonsense.push(bytes.len() as u64);
+                bytes.extend(b" a-7 [000] 1.0: kvm_exit: of nothing\n");
+            }
+            700 => {
+                bytes.extend(b"CPU:1 [LOST 14 EVENTS]\n");
+                let what = What::Gap { until: occurrence.time, lost: 14 };
+                let time = occurrences[number - 1].time;
+                expected.push(Occurrence { time, thread: 0, tgid: 0, unknown: 0, what });
+            }
+            _ => {}
+        }
+        bytes.extend(text(&[*occurrence]));
+        expected.push(*occurrence);
+    }
+    let (found, damage) = read(&bytes).unwrap();
+    assert!(found == expected);
+    assert_eq!(damage.iter().map(|damage| damage.offset).collect::<Vec<_>>(), nonsense);
+}
+
 /// Each event is in one share, that of its thread; of what is no record all are in all.
 #[test]
 fn shares_are_by_thread() {
