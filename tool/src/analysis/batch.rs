@@ -261,21 +261,8 @@ impl Builder {
     #[inline]
     pub fn push(&mut self, record: &Record) {
         let Record::Exit(exit) = record else { return };
+        let place = self.place(Class::of(exit));
         let (columns, batch) = (&self.columns, &mut self.batch);
-        let class = Class::of(exit);
-        let differs = u64::from(class.exit_reason ^ class.vcpu << 2) ^ class.detail ^ class.detail >> 32;
-        let recent = &mut self.recent[(differs as usize ^ usize::from(class.is_nested) << 5) % RECENT];
-        let place = match *recent {
-            Some((same, place)) if same == class => place,
-            _ => {
-                let place = *self.places.entry(class).or_insert_with(|| {
-                    batch.classes.push(class);
-                    (batch.classes.len() - 1) as u16
-                });
-                *recent = Some((class, place));
-                place
-            }
-        };
         batch.class.push(place);
         let after = |time: u64| time.checked_sub(exit.exit_time).unwrap_or(NEVER);
         if columns.exit_time {
@@ -298,6 +285,26 @@ impl Builder {
             let unknown =
                 if exit.entry_time == 0 { u32::MAX } else { exit.entry_unknown & !told | protected };
             add(&mut batch.entry_fields, columns.entry_fields, &exit.entry, unknown);
+        }
+    }
+
+    /// The place of a class among the batch's, where it is put if it is new.
+    #[inline]
+    fn place(&mut self, class: Class) -> u16 {
+        let Class { exit_reason, vcpu, is_nested, detail, .. } = class;
+        let slot = (detail ^ detail >> 32) as u32 ^ exit_reason ^ vcpu << 2 ^ u32::from(is_nested) << 5;
+        let recent = &mut self.recent[slot as usize % RECENT];
+        match *recent {
+            Some((same, place)) if same == class => place,
+            _ => {
+                let classes = &mut self.batch.classes;
+                let place = *self.places.entry(class).or_insert_with(|| {
+                    classes.push(class);
+                    (classes.len() - 1) as u16
+                });
+                *recent = Some((class, place));
+                place
+            }
         }
     }
 
