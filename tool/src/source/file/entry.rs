@@ -71,6 +71,13 @@ impl Entry {
         self.decoder.is_some().then_some(&mut self.block)
     }
 
+    /// The same with its block behind so many others.
+    #[inline]
+    pub fn behind(mut self, blocks: u32) -> Self {
+        self.block += if self.decoder.is_some() { blocks } else { 0 };
+        self
+    }
+
     /// The low bits of the pid of a record's thread.
     #[inline]
     pub fn thread(&self) -> Option<u16> {

@@ -80,12 +80,9 @@ impl<S: Source> Merge<S> {
             }
             let Some((_, index)) = first else { break };
             let Cpu { source, queue, next, place, .. } = &mut self.cpus[index];
+            let place = batch.place(source.block(), place);
             for entry in queue[*next..].iter().take_while(|entry| entry.time <= until) {
-                let mut entry = *entry;
-                if let Some(block) = entry.block() {
-                    *block = batch.place(source.block(), place);
-                }
-                batch.push_entry(entry);
+                batch.push_entry(entry.behind(place));
                 *next += 1;
             }
         }

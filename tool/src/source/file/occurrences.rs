@@ -108,6 +108,13 @@ impl Occurrences {
         self.entries.push(entry);
     }
 
+    /// Adds entries, and the blocks whose places they have.
+    pub(super) fn extend(&mut self, entries: &[Entry], blocks: &[Block]) {
+        let places = self.blocks.len() as u32;
+        self.blocks.extend_from_slice(blocks);
+        self.entries.extend(entries.iter().map(|entry| entry.behind(places)));
+    }
+
     /// Puts a block here, unless it is; returns its place. `last` is the place that the block had where it was put last.
     #[inline]
     pub(super) fn place(&mut self, block: &Block, last: &mut u32) -> u32 {

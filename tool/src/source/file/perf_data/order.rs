@@ -16,7 +16,7 @@ const MAX_WAITING: usize = 1 << 20;
 #[derive(Debug, Default)]
 pub struct Order {
     /// What has their records, in the order in which it was read.
-    blocks: Vec<Held>,
+    blocks: Vec<Block>,
     /// The first `ready` of them by time: they can be given out. Those before `given` have been.
     waiting: Vec<Entry>,
     given: usize,
@@ -28,13 +28,6 @@ pub struct Order {
     done: u64,
     /// What was found damaged and has not been told.
     pub damage: VecDeque<Damage>,
-}
-
-#[derive(Debug)]
-struct Held {
-    block: Block,
-    /// Where the block was put last.
-    place: u32,
 }
 
 impl Order {
@@ -56,8 +49,8 @@ impl Order {
     /// Takes an event, whose record is in this block, and at `offset` of the file.
     #[inline]
     pub fn push(&mut self, mut entry: Entry, of: &Block, offset: u64) {
-        if !self.blocks.last().is_some_and(|last| Arc::ptr_eq(&last.block, of)) {
-            self.blocks.push(Held { block: Arc::clone(of), place: 0 });
+        if !self.blocks.last().is_some_and(|last| Arc::ptr_eq(last, of)) {
+            self.blocks.push(Arc::clone(of));
         }
         if let Some(block) = entry.block() {
             *block = self.blocks.len() as u32 - 1;
@@ -119,16 +112,12 @@ impl Order {
     pub fn give(&mut self, batch: &mut Occurrences) {
         let ready = &self.waiting[self.given..self.ready];
         let given = ready.len().min(BATCH.saturating_sub(batch.len()));
-        for entry in &ready[..given] {
-            let mut entry = *entry;
-            if let Some(block) = entry.block() {
-                let held = &mut self.blocks[*block as usize];
-                *block = batch.place(&held.block, &mut held.place);
-            }
-            batch.push_entry(entry);
+        if given == 0 {
+            return;
         }
+        batch.extend(&ready[..given], &self.blocks);
         self.given += given;
-        if given > 0 && self.given == self.ready {
+        if self.given == self.ready {
             self.forget();
         }
     }
