@@ -87,7 +87,8 @@ impl TraceDat {
                 }
             }
         }
-        let total = read.iter().flat_map(|instance| &instance.cpus).map(|cpu| cpu.size).sum();
+        let sizes = read.iter().flat_map(|instance| &instance.cpus).map(|cpu| cpu.size);
+        let total = sizes.fold(0, u64::saturating_add);
         let merge = Merge::new(read.iter().flat_map(cpus));
         Ok(Self { description, decoders: Arc::clone(&common.decoders), merge, damage: header.damage, total })
     }
@@ -110,6 +111,6 @@ impl Reader for TraceDat {
     }
 
     fn progress(&self) -> (u64, u64) {
-        (self.merge.sources().map(Cpu::done).sum(), self.total)
+        (self.merge.sources().map(Cpu::done).fold(0, u64::saturating_add), self.total)
     }
 }
