@@ -66,8 +66,10 @@ impl<R: Read + Send> Text<R> {
             }
         }
         if let Some(parsed) = self.parsers.take() {
-            self.description.isa = parsed.isa;
-            self.parsed = parsed;
+            let panicked =
+                |_| Damage::new(self.lines.offset(), "a thread that read lines before here panicked");
+            self.parsed = parsed.map_err(panicked)?;
+            self.description.isa = self.parsed.isa;
             return Ok(true);
         }
         match self.end.take() {

@@ -5,7 +5,7 @@ use super::line::{self, Reasons};
 use super::lines::Lines;
 use crate::analysis::pairing::Occurrence;
 use exitregs_common::isa::Isa;
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, RecvError, Sender, channel};
 use std::thread;
 
 /// Threads that parse at most: beyond that the file cannot be read fast enough.
@@ -107,18 +107,21 @@ impl Parsers {
         let mut parsed = Parsed { offset: lines.offset, isa, ..unused };
         parsed.lines.clear();
         let worker = &self.workers[self.given % self.workers.len()];
-        // A thread that does not listen has panicked: nothing comes from it.
+        // A thread that does not listen has panicked, which is found when what the lines say is taken.
         let _ = worker.lines.send((lines, parsed));
         self.given += 1;
     }
 
     /// What the next block says; `None` if no block [waits](Self::waiting).
-    pub fn take(&mut self) -> Option<Parsed> {
+    ///
+    /// # Errors
+    /// Its thread has panicked.
+    pub fn take(&mut self) -> Option<Result<Parsed, RecvError>> {
         if self.waiting() == 0 {
             return None;
         }
         let worker = &self.workers[self.taken % self.workers.len()];
         self.taken += 1;
-        worker.parsed.recv().ok()
+        Some(worker.parsed.recv())
     }
 }
