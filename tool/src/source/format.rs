@@ -165,9 +165,12 @@ impl Column {
     /// Of a number at this place in records of at least so many bytes, eight or more; `None` if it is not in those.
     pub(in crate::source) fn new(Place { offset, size }: Place, length: usize) -> Option<Self> {
         let window = offset.min(length.checked_sub(size_of::<u64>())?);
-        let is_within = NUMBERS.contains(&size) && offset - window + size <= size_of::<u64>();
-        let mask = u64::MAX >> (64 - 8 * size.clamp(1, 8));
-        is_within.then(|| Self { offset: window, shift: 8 * (offset - window) as u32, mask })
+        let is_within = NUMBERS.contains(&size) && offset.checked_add(size)? <= length;
+        is_within.then(|| Self {
+            offset: window,
+            shift: 8 * (offset - window) as u32,
+            mask: u64::MAX >> (64 - 8 * size),
+        })
     }
 
     /// The number, zero-extended, of a record that is not shorter than that.
@@ -323,6 +326,19 @@ mod tests {
         let text = text::<KvmExit>(|_| true).replace("rax;\toffset:80;\tsize:8", "rax;\toffset:80;\tsize:4");
         let error = Layout::<KvmExit>::of(&Format::parse(&text).unwrap()).unwrap_err();
         assert!(matches!(error, FormatError::Size { field: "rax", found: 4, expected: 8, .. }), "{error}");
+    }
+
+    #[test]
+    fn a_number_is_read_where_it_is_and_nowhere_else() {
+        let record = [1, 2, 3, 4, 5, 6, 7, 8, 9, 10];
+        let read = |offset, size| Some(Column::new(Place { offset, size }, record.len())?.read(&record));
+        assert_eq!(read(0, 1), Some(1));
+        assert_eq!(read(8, 2), Some(0x0a09));
+        assert_eq!(read(2, 8), Some(0x0a09_0807_0605_0403));
+        for (offset, size) in [(0, 3), (9, 2), (3, 8), (usize::MAX, 1), (usize::MAX - 7, 8)] {
+            assert_eq!(read(offset, size), None, "{size} bytes at {offset}");
+        }
+        assert!(Column::new(Place { offset: 0, size: 1 }, 7).is_none());
     }
 
     #[test]
