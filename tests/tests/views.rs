@@ -37,7 +37,7 @@ fn describe(suite: &mut Suite) -> Result<()> {
         at_once(amd, lines);
         // The module's are trace events as the kernel's own are.
         if source != "module" || counts() == Counts::Large {
-            one_by_one(amd, lines, &[&Tool::PERF_RECORD, &Tool::TRACE_CMD, &Tool::TRACEFS]);
+            one_by_one(amd, lines, &Tool::RECORDERS);
         }
         // The kernel attaches no BPF programs to dynamic events.
         if source != "tprobe" {
@@ -49,7 +49,7 @@ fn describe(suite: &mut Suite) -> Result<()> {
         at_once(intel, lines);
         // Its emulator is slow, and these run a guest for each line.
         if counts() == Counts::Large {
-            one_by_one(intel, lines, &[&Tool::PERF_RECORD, &Tool::TRACE_CMD, &Tool::TRACEFS]);
+            one_by_one(intel, lines, &Tool::RECORDERS);
         }
     }
     Ok(())
@@ -118,6 +118,8 @@ struct Tool {
 }
 
 impl Tool {
+    /// Those that record events.
+    const RECORDERS: [&Self; 3] = [&Self::PERF_RECORD, &Self::TRACE_CMD, &Self::TRACEFS];
     /// Each counts for the next one, the last for the guest.
     const PERF_STAT: Self = Self {
         name: "perf-stat",
