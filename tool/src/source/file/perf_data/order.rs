@@ -48,14 +48,11 @@ impl Order {
 
     /// Takes an event, whose record is in this block, and at `offset` of the file.
     #[inline]
-    pub fn push(&mut self, mut entry: Entry, of: &Block, offset: u64) {
+    pub fn push(&mut self, entry: Entry, of: &Block, offset: u64) {
         if !self.blocks.last().is_some_and(|last| Arc::ptr_eq(last, of)) {
             self.blocks.push(Arc::clone(of));
         }
-        if let Some(block) = entry.block() {
-            *block = self.blocks.len() as u32 - 1;
-        }
-        self.wait(entry, offset);
+        self.wait(entry.behind(self.blocks.len() as u32 - 1), offset);
     }
 
     /// Between these times events were lost.
