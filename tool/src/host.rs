@@ -5,6 +5,7 @@ use caps::{CapSet, Capability};
 use exitregs_common::isa::Isa;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::thread;
 
 /// Whether KVM can run guests here, and so whether `kvm_exit` can ever fire.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -159,4 +160,9 @@ impl BtfFiles {
             .flatten()
             .map(PathBuf::as_path)
     }
+}
+
+/// How many threads can work at once here: as many as this process has CPUs, but no more than `most`.
+pub fn threads(most: usize) -> usize {
+    thread::available_parallelism().map_or(1, usize::from).min(most)
 }

@@ -6,6 +6,7 @@ use super::progress::Progress;
 use crate::analysis::batch::{Batch, Builder, Columns};
 use crate::analysis::pairing::{Pairing, Record, What};
 use crate::analysis::report::{Answer, Question};
+use crate::host::threads;
 use crate::source::file::{self, Occurrences, Share};
 use anyhow::Result;
 use exitregs_common::isa::Isa;
@@ -111,7 +112,7 @@ impl Events {
         damages: &mut Damages,
     ) -> Result<Answer> {
         let columns = question.columns();
-        let shares = 1 << thread::available_parallelism().map_or(1, usize::from).min(MAX_SHARES).ilog2();
+        let shares = 1 << threads(MAX_SHARES).ilog2();
         // Else what one thread does says something of the others: which exit was the first, and whether there are L2s.
         let is_apart = question.times == (0..u64::MAX)
             && self.description().tells_levels()

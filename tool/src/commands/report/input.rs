@@ -5,6 +5,7 @@ use super::events::Events;
 use super::progress::Progress;
 use crate::analysis::batch::{Batch, Columns};
 use crate::analysis::report::{Answer, Question};
+use crate::host::threads;
 use crate::recording::{self, Encoded};
 use crate::source::file;
 use anyhow::{Context, Result};
@@ -165,7 +166,7 @@ impl Input {
             }
         }
 
-        let threads = thread::available_parallelism().map_or(1, usize::from).min(MAX_THREADS);
+        let threads = threads(MAX_THREADS);
         let (send, receive) = sync_channel::<Encoded>(threads * 2);
         let receive = Mutex::new(receive);
         let work = || {

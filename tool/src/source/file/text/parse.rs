@@ -4,6 +4,7 @@
 use super::line::{self, Reasons};
 use super::lines::Lines;
 use crate::analysis::pairing::Occurrence;
+use crate::host::threads;
 use exitregs_common::isa::Isa;
 use std::sync::mpsc::{Receiver, RecvError, Sender, channel};
 use std::thread;
@@ -73,7 +74,7 @@ pub struct Parsers {
 impl Parsers {
     /// As many as there are CPUs for.
     pub fn new() -> Self {
-        let count = thread::available_parallelism().map_or(1, usize::from).min(MAX_THREADS);
+        let count = threads(MAX_THREADS);
         let worker = |_| {
             let (lines, given) = channel::<(Lines, Parsed)>();
             let (done, parsed) = channel();
