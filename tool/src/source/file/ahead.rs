@@ -24,6 +24,7 @@ struct Ahead {
     used: Sender<Occurrences>,
     description: Description,
     progress: (u64, u64),
+    ended: bool,
 }
 
 /// From now on another thread reads ahead.
@@ -31,7 +32,7 @@ pub fn read_ahead(reader: &mut Box<dyn Reader>) {
     let (description, progress) = (reader.description().clone(), reader.progress());
     let (sender, reads) = sync_channel(AHEAD);
     let (used, free) = channel();
-    let ahead = Ahead { reads, used, description, progress };
+    let ahead = Ahead { reads, used, description, progress, ended: false };
     let reader = std::mem::replace(reader, Box::new(ahead));
     thread::spawn(move || read(reader, &sender, &free));
 }
@@ -60,8 +61,10 @@ impl Reader for Ahead {
 
     fn read(&mut self, batch: &mut Occurrences) -> Result<bool, Damage> {
         batch.clear();
-        // The thread has ended: so has the file.
-        let Ok(mut read) = self.reads.recv() else { return Ok(false) };
+        let Ok(mut read) = self.reads.recv() else {
+            assert!(self.ended, "the thread that reads ahead has panicked");
+            return Ok(false);
+        };
         std::mem::swap(batch, &mut read.batch);
         // If it has ended meanwhile nobody needs batches.
         let _ = self.used.send(read.batch);
@@ -69,10 +72,59 @@ impl Reader for Ahead {
         if let Some(description) = read.description {
             self.description = *description;
         }
+        self.ended = read.outcome == Ok(false);
         read.outcome
     }
 
     fn progress(&self) -> (u64, u64) {
         self.progress
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A file of this many batches, whose end is a panic if that is wanted.
+    struct Batches(u32, bool, Description);
+
+    impl Reader for Batches {
+        fn description(&self) -> &Description {
+            &self.2
+        }
+
+        fn read(&mut self, _: &mut Occurrences) -> Result<bool, Damage> {
+            let goes_on = self.0 > 0;
+            assert!(goes_on || !self.1);
+            self.0 = self.0.saturating_sub(1);
+            Ok(goes_on)
+        }
+
+        fn progress(&self) -> (u64, u64) {
+            (0, 0)
+        }
+    }
+
+    /// Batches of such a file, and two more reads.
+    fn batches(panics: bool) -> u32 {
+        let mut reader: Box<dyn Reader> = Box::new(Batches(20, panics, Description::default()));
+        read_ahead(&mut reader);
+        let (mut batch, mut count) = (Occurrences::default(), 0);
+        while reader.read(&mut batch) == Ok(true) {
+            count += 1;
+        }
+        assert_eq!(reader.read(&mut batch), Ok(false));
+        count
+    }
+
+    #[test]
+    fn all_is_read() {
+        assert_eq!(batches(false), 20);
+    }
+
+    #[test]
+    #[should_panic(expected = "reads ahead has panicked")]
+    fn a_panic_is_no_end() {
+        batches(true);
     }
 }
