@@ -36,20 +36,23 @@ fn describe(suite: &mut Suite) -> Result<()> {
         let lines = Lines { source, isa: Isa::Svm };
         at_once(amd, lines);
         // The module's are trace events as the kernel's own are.
-        if source != "module" || counts() == Counts::Large {
+        let is_large = counts() == Counts::Large;
+        if source != "module" || is_large {
             one_by_one(amd, lines, &Tool::RECORDERS);
         }
         // The kernel attaches no BPF programs to dynamic events.
-        if source != "tprobe" {
-            one_by_one(amd, lines, &[&Tool::BPFTRACE]);
-        }
+        let bpftrace: &[_] = if source == "tprobe" { &[] } else { &[&Tool::BPFTRACE] };
+        one_by_one(amd, lines, bpftrace);
+
         let intel = suite::intel(kernel)?.program("perf").program("trace-cmd").file(&module, MODULE);
+        // Its emulator is slow: bpftrace is much to read, and a guest runs for each line.
+        let intel = if is_large && !bpftrace.is_empty() { intel.program("bpftrace") } else { intel };
         let intel = suite.boot(format!("{source}, {kernel} on Intel"), intel);
         let lines = Lines { source, isa: Isa::Vmx };
         at_once(intel, lines);
-        // Its emulator is slow, and these run a guest for each line.
-        if counts() == Counts::Large {
+        if is_large {
             one_by_one(intel, lines, &Tool::RECORDERS);
+            one_by_one(intel, lines, bpftrace);
         }
     }
     Ok(())
@@ -271,7 +274,7 @@ fn at_once(boot: &mut Boot, lines: Lines) {
 
 /// Some lines for a tool in one test, so that none takes too long.
 fn one_by_one(boot: &mut Boot, lines: Lines, tools: &[&'static Tool]) {
-    let part = if lines.isa == Isa::Svm { 20 } else { 6 };
+    let part = if lines.isa == Isa::Svm { 20 } else { 3 };
     for tool in tools {
         for numbers in diagonal().chunks(part) {
             pasted(boot, lines, tool, numbers);
