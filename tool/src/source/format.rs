@@ -57,6 +57,9 @@ pub enum FormatError {
     /// A line is missing.
     #[error("the format file has no {0}")]
     Missing(&'static str),
+    /// The kernel, or whoever makes it, lacks the event.
+    #[error("there is no event {0}")]
+    NoEvent(&'static str),
     /// The event lacks fields.
     #[error("{event} has no {}", .fields.join(", "))]
     NoField {

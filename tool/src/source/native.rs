@@ -18,8 +18,8 @@ pub const PROVIDER: Provider =
 pub fn check(host: &Host) -> Result<Tracefs, Unusable> {
     check_kvm(host)?;
     Tracefs::new(tracefs::root(host)?, PROVIDER).map_err(|error| match error {
-        FormatError::Missing(KvmExit::NAME) => unusable(
-            format!("the kernel has no such event, or not for this user: {error}"),
+        FormatError::NoEvent(KvmExit::NAME) => unusable(
+            format!("{error}, or not for this user"),
             "run as root, on a kernel with CONFIG_EVENT_TRACING=y",
         ),
         _ => unusable(

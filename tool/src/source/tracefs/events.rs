@@ -64,7 +64,7 @@ impl Events {
         format: impl Fn(&str, &str) -> Option<String>,
     ) -> Result<Self, FormatError> {
         let format = |name| format(system(provider, name), name).map(|text| Format::parse(&text)).transpose();
-        let wanted = |name| format(name)?.ok_or(FormatError::Missing(name));
+        let wanted = |name| format(name)?.ok_or(FormatError::NoEvent(name));
         let exit = wanted(KvmExit::NAME)?;
         let common = |field: &'static str| exit.place(field).ok_or(FormatError::Missing(field));
         let (kind, thread) = (common("common_type")?, common("common_pid")?);
@@ -83,7 +83,7 @@ impl Events {
                 events.unknown.nested_page_fault = events.add_whole::<KvmNestedPageFault>(&fault)?
             }
             None if provider.partial => {}
-            None => return Err(FormatError::Missing(KvmNestedPageFault::NAME)),
+            None => return Err(FormatError::NoEvent(KvmNestedPageFault::NAME)),
         }
         for name in NESTED_EXITS {
             if let Some(told) = format(name)? {
@@ -105,7 +105,7 @@ impl Events {
 
     /// Adds the event of that name; which of its fields it lacks.
     fn add(&mut self, name: &'static str, format: &Format) -> Result<u32, FormatError> {
-        let decoder = Decoder::of(format)?.ok_or(FormatError::Missing(name))?;
+        let decoder = Decoder::of(format)?.ok_or(FormatError::NoEvent(name))?;
         let absent = decoder.absent();
         self.decoders.push((format.id.into(), name, Reads::Vcpu(Box::new(decoder))));
         Ok(absent)
