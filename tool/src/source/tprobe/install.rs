@@ -91,14 +91,21 @@ impl Events {
         Ok(text.lines().filter(|line| name(line).is_some()).map(str::to_owned).collect())
     }
 
-    /// Makes the events that are not there; those that are there with another definition are made anew. Returns the names of
-    /// those that it made. If one of them cannot be made, none stays that is not used.
+    /// Makes the events that are not there; those that are there with another definition, or do not happen any more, are made
+    /// anew. Returns the names of those that it made. If one of them cannot be made, none stays that is not used.
     ///
     /// # Errors
     /// The kernel refuses a definition; an event is in use with another one ([`InUse`]); somebody else's probe is where ours
     /// should be.
     pub fn install(&self, definitions: &[Definition]) -> Result<(Used, Vec<&'static str>)> {
         let lock = self.definitions()?;
+        // Not of other runs: one that has read what an event is like, and is about to enable it, would not know the new one.
+        if lock.try_lock().is_ok() {
+            definitions.iter().filter(|definition| self.is_dead(definition)).for_each(|definition| {
+                // In use by another tool, it stays as it is.
+                let _ = self.remove_one(definition.name);
+            });
+        }
         lock.lock_shared().context("cannot lock the dynamic events")?;
         let used = Used { events: self.clone(), lock };
         let made = self.make_all(definitions)?;
@@ -117,9 +124,7 @@ impl Events {
         for definition in definitions {
             let wanted = definition.to_string();
             let is = there.iter().find(|line| name(line) == Some(definition.name));
-            if is.is_some_and(|line| *line == wanted)
-                && (!self.is_dead(definition) || self.remove_one(definition.name).is_err())
-            {
+            if is.is_some_and(|line| *line == wanted) {
                 continue;
             }
             if is.is_some() {
@@ -180,12 +185,14 @@ impl Events {
     /// [`InUse`], of the first that is; or tracefs cannot be written.
     pub fn remove(&self, force: bool) -> Result<Vec<String>> {
         let lock = self.definitions()?;
-        let others = lock.try_lock().is_err();
-        if let (true, false, Some(event)) = (others, force, self.list()?.first().and_then(|line| name(line)))
-        {
+        let removed = if lock.try_lock().is_ok() || force {
+            self.remove_all(force)?
+        } else if let Some(event) = self.list()?.first().and_then(|line| name(line)) {
             return Err(InUse::event(event, vec!["a run of exitregs uses it".to_owned()]).into());
-        }
-        let removed = self.remove_all(force)?;
+        } else {
+            // Whoever has the lock may be making them.
+            Vec::new()
+        };
         do_not_keep();
         Ok(removed)
     }
