@@ -99,12 +99,16 @@ impl Events {
     /// should be.
     pub fn install(&self, definitions: &[Definition]) -> Result<(Used, Vec<&'static str>)> {
         let lock = self.definitions()?;
-        // Not of other runs: one that has read what an event is like, and is about to enable it, would not know the new one.
         if lock.try_lock().is_ok() {
-            definitions.iter().filter(|definition| self.is_dead(definition)).for_each(|definition| {
-                // In use by another tool, it stays as it is.
-                let _ = self.remove_one(definition.name);
-            });
+            // Not under another run: one that has read what an event is like, and is about to enable it, would not know the
+            // new one.
+            let there = self.list()?;
+            for definition in definitions {
+                if there.contains(&definition.to_string()) && self.is_dead(definition) {
+                    // In use by another tool, it stays as it is.
+                    let _ = self.remove_one(definition.name);
+                }
+            }
         }
         lock.lock_shared().context("cannot lock the dynamic events")?;
         let used = Used { events: self.clone(), lock };
