@@ -27,6 +27,7 @@ fn describe(suite: &mut Suite) -> Result<()> {
     let patched: Kernel = "v6.12+patched".parse()?;
     let built = Built::plain(Base::V6_12);
     let module = module::build(built)?;
+    let is_large = counts() == Counts::Large;
     for (source, kernel) in
         [("native", patched), ("tprobe", Kernel::Stock6_12), ("module", Kernel::Built(built))]
     {
@@ -36,7 +37,6 @@ fn describe(suite: &mut Suite) -> Result<()> {
         let lines = Lines { source, isa: Isa::Svm };
         at_once(amd, lines);
         // The module's are trace events as the kernel's own are.
-        let is_large = counts() == Counts::Large;
         if source != "module" || is_large {
             one_by_one(amd, lines, &Tool::RECORDERS);
         }
